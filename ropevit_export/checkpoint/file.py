@@ -1,0 +1,78 @@
+"""Read a checkpoint file: safetensors, or a PyTorch pickle that holds nothing but tensors."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ropevit_export.errors import CheckpointError
+from ropevit_export.values import Checkpoint
+
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+# Where training scripts put the weights, in the order in which they are taken.
+_CONTAINERS = ("model", "state_dict", "model_ema", "module")
+# What DistributedDataParallel and torch.compile put before every name.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+
+
+def read(path: Path) -> Checkpoint:
+    """The tensors of a local `.safetensors`, `.pth`, `.pt`, `.bin` or `.ckpt` file.
+
+    Pickles are read with `weights_only=True`: no code of theirs runs. Raises CheckpointError.
+    """
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}: --weights takes auto, pretrained, random or an existing file.")
+    if path.is_dir() or path.suffix not in _SUFFIXES:
+        raise CheckpointError(f"{path} is not a checkpoint file: needs one of {', '.join(_SUFFIXES)}.")
+    try:
+        sha256 = _digest(path)
+        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise CheckpointError(f"{path} can't be read as a checkpoint, it is truncated or not one: {reason}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from error
+    return Checkpoint(tensors=_tensors(path, content), source=path.name, revision=None, sha256=sha256, trained=True)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unpickle(path: Path) -> object:
+    # Official training checkpoints carry their command line beside the weights; a Namespace only holds values.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # written by torch < 1.6
+
+
+def _tensors(path: Path, content: object) -> dict[str, torch.Tensor]:
+    for key in _CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, needs a dictionary of tensors.")
+    named = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if not named or len(named) != len(content):
+        others = ", ".join(str(key) for key in content if str(key) not in named)[:120] or "nothing"
+        raise CheckpointError(f"{path} holds {others} where a dictionary of tensors was needed.")
+    for wrapper in _WRAPPERS:
+        if all(key.startswith(wrapper) for key in named):
+            named = {key.removeprefix(wrapper): value for key, value in named.items()}
+    return named

@@ -1,0 +1,49 @@
+"""Errors that a user can act on: what was given, what was needed, what to do.
+
+`exit_code` is the command line's: 1 a stage failed, 2 the command line itself is wrong, 3 out of tolerance.
+What depends on the machine (a missing file, an existing folder) is a failed stage, not a usage error.
+"""
+
+from __future__ import annotations
+
+
+class RopevitError(Exception):
+    """Base of everything this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(RopevitError):
+    """The request can't be right on any machine: unknown model, size off the grid, options that exclude each other."""
+
+    exit_code = 2
+
+
+class CheckpointError(RopevitError):
+    """Weights can't be had, read, or don't belong to the model."""
+
+
+class HubUnreachableError(CheckpointError):
+    """No connection to the weights' hub, and nothing in its local cache."""
+
+
+class TraceError(RopevitError):
+    """The model could not be turned into a graph."""
+
+
+class PassError(RopevitError):
+    """A graph pass can't do its work, or left a graph that is not legal."""
+
+
+class BackendError(RopevitError):
+    """A runtime is missing, can't serve the request, or failed to build or run."""
+
+
+class ParityError(RopevitError):
+    """An artifact's outputs are not the reference's."""
+
+    exit_code = 3
+
+
+class BundleError(RopevitError):
+    """The bundle's folder can't be written, or is not what its manifest says."""

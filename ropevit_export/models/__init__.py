@@ -1,0 +1,1 @@
+"""Stage 2: a row of data and a checkpoint become the model as trained."""

@@ -1,0 +1,121 @@
+"""From a checkpoint's tensors to a model's weights: every key accounted for, or an error that names it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+import torch
+
+from ropevit_export.errors import CheckpointError
+from ropevit_export.models import layout
+from ropevit_export.models.zoo import MODELS
+from ropevit_export.values import Checkpoint, ModelSpec, Weights
+
+_NAMES_SHOWN = 6
+
+
+def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
+    """The model's float32 parameters under official names; the number of classes is the file's.
+
+    Raises CheckpointError that names missing, unexpected, wrongly shaped and non-finite parameters.
+    """
+    tensors = _official(spec, checkpoint.tensors)
+    head = tensors.get("head.weight")
+    classes = head.shape[0] if head is not None and head.ndim == 2 else 1000
+    expected = layout.shapes(spec, classes=classes)
+    problems = [
+        _named("missing", expected.keys() - tensors.keys()),
+        _named("unexpected", tensors.keys() - expected.keys()),
+        _named("wrong shape", (_shape_fault(name, expected[name], tensors[name].shape)
+                               for name in expected.keys() & tensors.keys())),
+    ]  # fmt: skip
+    if any(problems):
+        raise CheckpointError(
+            f"{checkpoint.source} does not fit {spec.name}: {'; '.join(filter(None, problems))}.{_owner(tensors)}"
+        )
+    return Weights(tensors={name: _float32(checkpoint.source, name, tensors[name]) for name in expected}, classes=classes)
+
+
+def _official(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors under official names, without the buffers that follow from the architecture."""
+    last_downsample = f"layers.{len(spec.dims) - 1}.downsample."
+    shifted = any(key.startswith(last_downsample) for key in tensors)
+    out: dict[str, torch.Tensor] = {}
+    for key, tensor in tensors.items():
+        name = layout.official_name(key, shifted_stages=shifted)
+        if layout.BUFFERS.search(name):
+            continue
+        if spec.rope.kind == "axial" and layout.AXIAL_FREQUENCIES.search(name):
+            _check_axial(spec, key, tensor)
+            continue
+        if name == "freqs" and tensor.ndim == 4:  # timm keeps (2, depth, heads, pairs)
+            tensor = tensor.flatten(2)
+        out[name] = tensor
+    return out
+
+
+def _check_axial(spec: ModelSpec, key: str, freqs: torch.Tensor) -> None:
+    """Refuse a file whose fixed frequencies are not the published ones: its model was trained with another theta."""
+    pairs = spec.head_dim // 2
+    steps = torch.arange(0, spec.head_dim, 4, dtype=torch.float64) / spec.head_dim
+    magnitude = spec.rope.theta**-steps
+    expected = torch.zeros(2, 1, pairs, dtype=torch.float64)
+    expected[0, 0, : pairs // 2] = magnitude
+    expected[1, 0, pairs // 2 :] = magnitude
+    if freqs.ndim != 3 or freqs.shape[0] != 2 or freqs.shape[2] != pairs:
+        raise CheckpointError(f"{key} has shape {tuple(freqs.shape)}, needs (2, heads, {pairs}).")
+    error = float((freqs.double() - expected).abs().max())
+    if not error < 1e-5:
+        raise CheckpointError(
+            f"{key} differs by {error:.1e} from axial frequencies of theta {spec.rope.theta:g}: "
+            f"this checkpoint was trained with another theta, which {spec.name} does not describe."
+        )
+
+
+def _shape_fault(name: str, expected: tuple[int, ...], found: torch.Size) -> str | None:
+    """None if the shape will do; position tables may have been fine-tuned on another square grid or window."""
+    given = tuple(found)
+    if name == "pos_embed" and len(given) == 3:
+        if math.isqrt(given[1]) ** 2 == given[1] and (given[0], given[2]) == (expected[0], expected[2]):
+            return None
+    elif name.endswith("relative_position_bias_table") and len(given) == 2:
+        side = math.isqrt(given[0])
+        if side**2 == given[0] and side % 2 == 1 and given[1] == expected[1]:
+            return None
+    elif given == expected:
+        return None
+    return f"{name} {given}, needs {expected}"
+
+
+def _float32(source: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{source}: {name} holds {tensor.dtype}, needs floating-point numbers.")
+    out = tensor.detach().to(torch.float32).contiguous()
+    if not bool(torch.isfinite(out).all()):
+        bad = int((~torch.isfinite(out)).sum())
+        raise CheckpointError(
+            f"{source}: {name} holds {bad} NaN or infinite values of {out.numel()}; the checkpoint is broken, "
+            "take an earlier one."
+        )
+    return out
+
+
+def _named(problem: str, names: Collection[str | None] | object) -> str | None:
+    found = sorted(name for name in names if name)  # type: ignore[attr-defined]
+    if not found:
+        return None
+    shown = ", ".join(found[:_NAMES_SHOWN])
+    more = f" and {len(found) - _NAMES_SHOWN} more" if len(found) > _NAMES_SHOWN else ""
+    return f"{problem} {shown}{more}"
+
+
+def _owner(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hint when the tensors are exactly another model's."""
+    for spec in MODELS:
+        shapes = layout.shapes(spec)
+        names = {name for name in tensors if not (spec.rope.kind == "axial" and layout.AXIAL_FREQUENCIES.search(name))}
+        body = [name for name in shapes if not name.startswith("head.")]
+        if names == shapes.keys() and all(not _shape_fault(name, shapes[name], tensors[name].shape) for name in body):
+            return f" Its parameters are those of {spec.name}: try --model {spec.short}."
+    return ""

@@ -1,0 +1,42 @@
+"""Seeded weights for a model that has none: to build, time and compare, never to classify."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+
+import torch
+
+from ropevit_export.models import layout
+from ropevit_export.values import Checkpoint, ModelSpec
+
+# Standard deviation and mean by the last part of a parameter's name. Chosen so that every block, table and
+# embedding moves the logits, whose standard deviation is about 1: with a training initialisation (LayerScale 1e-5,
+# zero biases) a wrong graph would pass for a right one.
+_SPREAD = {
+    "gamma_1": (0.3, 0.05),
+    "gamma_2": (0.3, 0.05),
+    "cls_token": (0.0, 0.2),
+    "pos_embed": (0.0, 0.2),
+    "relative_position_bias_table": (0.0, 0.2),
+    "freqs": (0.0, 0.4),
+    "rope_freqs": (0.0, 0.4),
+    "bias": (0.0, 0.02),
+}
+
+
+def random_checkpoint(spec: ModelSpec, seed: int) -> Checkpoint:
+    """Weights drawn from `seed`; the same on every machine that has the same torch."""
+    digest = hashlib.sha256()
+    tensors: dict[str, torch.Tensor] = {}
+    for name, shape in layout.shapes(spec).items():
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ seed)
+        tensor = torch.empty(shape).normal_(generator=generator)
+        if len(shape) == 1 and name.endswith("norm.weight") or name.rsplit(".", 2)[-2:-1] in (["norm1"], ["norm2"]):
+            mean, std = (1.0, 0.05) if name.endswith("weight") else _SPREAD["bias"]
+        else:
+            fan_in = tensor[0].numel()
+            mean, std = _SPREAD.get(name.rsplit(".", 1)[-1], (0.0, fan_in**-0.5))
+        tensors[name] = tensor.mul_(std).add_(mean)
+        digest.update(tensor.numpy().data)
+    return Checkpoint(tensors=tensors, source="random", revision=f"seed {seed}", sha256=digest.hexdigest(), trained=False)

@@ -1,0 +1,105 @@
+"""The model as trained, in PyTorch: what every artifact is compared with.
+
+DeiT is timm's own module. RoPE-Swin, which timm lacks, is timm's Swin with the attention of `rope_swin.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import nn
+
+from ropevit_export.models.rope_swin import RopeWindowAttention
+from ropevit_export.values import ModelSpec, Output, Resolution, Weights
+
+
+class Reference(nn.Module):
+    """A timm model that answers with the requested output."""
+
+    def __init__(self, model: nn.Module, output: Output) -> None:
+        super().__init__()
+        self.model = model
+        self.output = output
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """image (B, 3, H, W), normalised → see `values.IoSpec`."""
+        tokens = self.model.forward_features(image)
+        if self.output == "tokens":
+            return tokens if tokens.ndim == 3 else tokens.flatten(1, 2)
+        out: torch.Tensor = self.model.forward_head(tokens, pre_logits=self.output == "cls")
+        return out
+
+
+def build(spec: ModelSpec, weights: Weights, resolution: Resolution, output: Output) -> Reference:
+    """The unfolded model at one size, in `eval()`.
+
+    `weights` are of that size (`resize.py`); the module shares their memory.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import timm
+
+    size = (resolution.height, resolution.width)
+    if spec.family == "deit":
+        assert spec.timm is not None
+        model = timm.create_model(spec.timm, img_size=size, num_classes=weights.classes, device="meta")
+        state = _deit_state(spec, weights)
+    else:
+        model = timm.create_model(
+            spec.name.replace("rope_axial_", "").replace("rope_mixed_", ""),
+            img_size=size,
+            window_size=spec.window(resolution),
+            num_classes=weights.classes,
+            device="meta",
+        )
+        if spec.rope.kind != "none":
+            _install_rope(spec, model)
+        state = _swin_state(weights)
+    model.load_state_dict(state, strict=True, assign=True)
+    _fill_buffers(model)
+    return Reference(model, output).eval().requires_grad_(False)
+
+
+def _deit_state(spec: ModelSpec, weights: Weights) -> dict[str, torch.Tensor]:
+    state = dict(weights.tensors)
+    if spec.rope.kind == "mixed":
+        freqs = state.pop("freqs")
+        state["rope.freqs"] = freqs.reshape(2, spec.depths[0], spec.heads[0], -1)
+    if spec.rope.kind == "none":  # timm's plain DeiT-III is another class, which names LayerScale otherwise
+        for name in [name for name in state if name.rpartition(".")[2] in ("gamma_1", "gamma_2")]:
+            block, _, leaf = name.rpartition(".")
+            state[f"{block}.ls{leaf[-1]}.gamma"] = state.pop(name)
+    return state
+
+
+def _swin_state(weights: Weights) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in weights.tensors.items():
+        if name.startswith("head."):
+            name = name.replace("head.", "head.fc.")
+        elif ".downsample." in name:
+            stage = int(name.split(".")[1])
+            name = name.replace(f"layers.{stage}.", f"layers.{stage + 1}.")
+        state[name] = tensor
+    return state
+
+
+def _install_rope(spec: ModelSpec, model: nn.Module) -> None:
+    for stage, heads in zip(model.layers, spec.heads, strict=True):  # type: ignore[arg-type]
+        for block in stage.blocks:
+            block.attn = RopeWindowAttention(
+                dim=heads * spec.head_dim, heads=heads, window=block.window_size, rope=spec.rope, device="meta"
+            )
+
+
+def _fill_buffers(model: nn.Module) -> None:
+    """Compute the buffers that no checkpoint holds, by timm's own hook; a buffer that no hook fills stays NaN."""
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                blank = torch.full_like(buffer, math.nan if buffer.is_floating_point() else -1, device="cpu")
+                module.register_buffer(name, blank, persistent=False)
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()

@@ -1,0 +1,35 @@
+"""Position tables of a checkpoint at another size, as the authors resize them: bicubic, `align_corners=False`, without
+antialiasing (timm antialiases; for smaller sizes the two differ).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+
+from ropevit_export.values import ModelSpec, Resolution, Weights
+
+
+def resize(spec: ModelSpec, weights: Weights, resolution: Resolution) -> Weights:
+    """Weights whose absolute embedding and relative position bias are those of `resolution`."""
+    sized = {}
+    for name, tensor in weights.tensors.items():
+        if name == "pos_embed":  # (1, grid tokens, C)
+            sized[name] = _bicubic(tensor[0], spec.grid(resolution))[None]
+        elif name.endswith("relative_position_bias_table"):  # (relative positions, heads)
+            rows, columns = spec.window(resolution)
+            sized[name] = _bicubic(tensor, (2 * rows - 1, 2 * columns - 1))
+    return dataclasses.replace(weights, tensors={**weights.tensors, **sized})
+
+
+def _bicubic(table: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(side·side, channels) → (rows·columns, channels)."""
+    side = math.isqrt(table.shape[0])
+    if (side, side) == size:
+        return table
+    image = table.T.reshape(1, -1, side, side)
+    image = F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=False)
+    return image[0].flatten(1).T.contiguous()

@@ -1,0 +1,88 @@
+"""The 24 models of "Rotary Position Embedding for Vision Transformer" (Heo et al., ECCV 2024, arXiv:2403.13298).
+
+Rows of data, no torch: `--help` and `models` read this file.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from ropevit_export.errors import UsageError
+from ropevit_export.values import HubFile, ModelSpec, RopeKind, RopeSpec
+
+# size: width, blocks, heads
+_DEIT = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+# size: width of the first stage, blocks a stage, heads of the first stage
+_SWIN = {"tiny": (96, (2, 2, 6, 2), 3), "small": (96, (2, 2, 18, 2), 3), "base": (128, (2, 2, 18, 2), 4)}
+# prefix of the official name: rotary kind, absolute embedding, timm's name
+_DEIT_KINDS: dict[str, tuple[RopeKind, bool, str]] = {
+    "": ("none", True, "deit3_{}_patch16_224"),
+    "rope_axial_": ("axial", False, "vit_{}_patch16_rope_224"),
+    "rope_mixed_": ("mixed", False, "vit_{}_patch16_rope_mixed_224"),
+    "rope_axial_ape_": ("axial", True, "vit_{}_patch16_rope_ape_224"),
+    "rope_mixed_ape_": ("mixed", True, "vit_{}_patch16_rope_mixed_ape_224"),
+}
+_SWIN_KINDS: dict[str, RopeKind] = {"": "none", "rope_axial_": "axial", "rope_mixed_": "mixed"}
+_TIMM_TAG = ".naver_in1k"
+
+
+def _deit(prefix: str, size: str) -> ModelSpec:
+    dim, depth, heads = _DEIT[size]
+    kind, ape, timm_name = _DEIT_KINDS[prefix]
+    name, timm = f"{prefix}deit_{size}_patch16_LS", timm_name.format(size)
+    official = HubFile(repo=f"naver-ai/{name}", filename="pytorch_model.bin")
+    converted = HubFile(repo=f"timm/{timm}{_TIMM_TAG}", filename="model.safetensors")
+    return ModelSpec(
+        name=name,
+        short=f"{prefix}deit_{size}",
+        timm=timm,
+        family="deit",
+        rope=RopeSpec(kind=kind, theta=100.0 if kind == "axial" else 10.0),
+        ape=ape,
+        dims=(dim,),
+        depths=(depth,),
+        heads=(heads,),
+        # timm's plain DeiT-III weights are another training run, not the paper's.
+        hub=(official,) if kind == "none" else (converted, official),
+    )
+
+
+def _swin(prefix: str, size: str) -> ModelSpec:
+    dim, depths, heads = _SWIN[size]
+    kind = _SWIN_KINDS[prefix]
+    name = f"swin_{prefix}{size}_patch4_window7_224"
+    # The authors publish no plain Swin; these are Microsoft's, which they compare with.
+    plain = HubFile(repo=f"timm/{name}.ms_in1k", filename="model.safetensors")
+    return ModelSpec(
+        name=name,
+        short=f"swin_{prefix}{size}",
+        timm=name if kind == "none" else None,
+        family="swin",
+        rope=RopeSpec(kind=kind, theta=50.0 if kind == "axial" else 10.0),
+        ape=False,
+        dims=tuple(dim * 2**stage for stage in range(4)),
+        depths=depths,
+        heads=tuple(heads * 2**stage for stage in range(4)),
+        hub=(plain,) if kind == "none" else (HubFile(repo=f"naver-ai/{name}", filename="pytorch_model.bin"),),
+    )
+
+
+MODELS: tuple[ModelSpec, ...] = (
+    *(_deit(prefix, size) for size in _DEIT for prefix in _DEIT_KINDS),
+    *(_swin(prefix, size) for size in _SWIN for prefix in _SWIN_KINDS),
+)
+
+_BY_NAME = {
+    name: spec
+    for spec in MODELS
+    for name in (spec.name, spec.short, spec.timm, spec.timm and spec.rope.kind != "none" and spec.timm + _TIMM_TAG)
+    if name
+}
+
+
+def find_model(name: str) -> ModelSpec:
+    """The model that answers to an official, short or timm name; the error names the three closest."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    closest = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0.0)
+    raise UsageError(f"unknown model {name!r}; closest: {', '.join(closest)}. `ropevit-export models` lists all.")

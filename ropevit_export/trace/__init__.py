@@ -1,0 +1,1 @@
+"""Stage 4: the folded deploy form of a model, traced to ONNX."""

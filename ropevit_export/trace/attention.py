@@ -1,0 +1,89 @@
+"""Folded multi-head attention, in the form that runtimes fuse.
+
+Legend: B batch (of images or windows) · T tokens · A heads · K head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ropevit_export.trace.fold import Dense, Tensors, dense, linear, projections
+
+
+class Attention(nn.Module):
+    """Self attention with scale, LayerScale and pair order in the weights.
+
+    `first_only`: only the first token asks (the last block of a class-token model), the others are keys and values.
+    """
+
+    def __init__(
+        self, tensors: Tensors, prefix: str, *, heads: int, rotary: bool, gain: torch.Tensor | None, first_only: bool
+    ) -> None:
+        super().__init__()
+        q, k, v = projections(tensors, f"{prefix}attn.qkv", heads=heads, rotary=rotary)
+        self.heads = heads
+        self.head_dim = len(q[1]) // heads
+        self.rotary = rotary
+        self.query: Dense | None = dense([q]) if first_only else None
+        self.qkv = dense([k, v] if first_only else [q, k, v])
+        self.proj = linear(tensors, f"{prefix}attn.proj", gain)
+
+    def forward(
+        self,
+        x_BTC: torch.Tensor,
+        cos: torch.Tensor | None,
+        sin: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x (B, T, C), tables (T, 1, A or 1, 1, K/2), bias (A, T, T), mask (windows, 1, T, T) → (B, T or 1, C)."""
+        tokens, heads, width = x_BTC.shape[1], self.heads, self.head_dim
+        turned = heads if self.query is not None else 2 * heads  # q and k turn together: one rotation a block
+        x = self.qkv(x_BTC).view(-1, tokens, turned + heads, width)
+        qk, v = x[:, :, :turned], x[:, :, turned:]
+        if cos is not None and sin is not None:
+            qk = rotate(qk, cos, sin)
+        if self.query is None:
+            q, k = qk[:, :, :heads], qk[:, :, heads:]
+        else:  # the class token's table row is the identity: nothing to turn
+            q, k = self.query(x_BTC[:, :1]).view(-1, 1, heads, width), qk
+        scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)
+        if bias is not None:
+            scores = scores + bias
+        if mask is not None:
+            windows = mask.shape[0]
+            scores = (scores.view(-1, windows, heads, tokens, tokens) + mask).view(-1, heads, tokens, tokens)
+        out = (scores.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
+        return self.proj(out.reshape(-1, q.shape[1], heads * width))
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the half-layout pairs of x (B, T, N, K) by tables (T, 1, A or 1, 1, K/2); N is A heads of q, then of k.
+
+    [a b] → [a b]·cos + [-b a]·sin: each table is read once, at half the head's width.
+    """
+    tokens, count, width = x.shape[1:]
+    heads = cos.shape[2]
+    groups = (count // heads, heads) if heads > 1 else (1, count)
+    pairs = x.reshape(-1, tokens, *groups, 2, width // 2)
+    a, b = pairs.split(1, -2)
+    turned = pairs * cos + torch.cat([-b, a], -2) * sin
+    return turned.reshape(-1, tokens, count, width)
+
+
+class Mlp(nn.Module):
+    """Two linear layers around the exact GELU."""
+
+    def __init__(self, tensors: Tensors, prefix: str, gain: torch.Tensor | None) -> None:
+        super().__init__()
+        self.fc1 = linear(tensors, f"{prefix}mlp.fc1")
+        self.fc2 = linear(tensors, f"{prefix}mlp.fc2", gain)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+def table_buffer(cos_or_sin: torch.Tensor) -> torch.Tensor:
+    """A table (T, A, P) in the layout that `rotate` broadcasts: (T, 1, A, 1, P)."""
+    return cos_or_sin[:, None, :, None, :].contiguous()

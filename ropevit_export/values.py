@@ -1,0 +1,334 @@
+"""The nouns that cross a stage border. All frozen; a value that exists is valid.
+
+    checkpoint → models → rope → trace → passes → backends → parity → bundle
+
+Nothing here imports torch or a runtime.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+from ropevit_export.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import onnx_ir as ir
+    import torch
+
+    FloatArray = npt.NDArray[np.float32]
+    # (cos, sin) of one block, each (tokens, heads or 1, head width / 2)
+    Tables = tuple[FloatArray, FloatArray]
+    Arrays = Mapping[str, npt.NDArray[np.generic]]
+
+Family = Literal["deit", "swin"]
+RopeKind = Literal["none", "axial", "mixed"]
+RopeMode = Literal["baked"]
+Precision = Literal["fp32", "fp16"]
+Output = Literal["logits", "cls", "tokens"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class Resolution:
+    """Image size in pixels."""
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise UsageError(f"resolution {self.height}x{self.width} has no pixels: both sides must be at least 1.")
+
+    @classmethod
+    def parse(cls, text: str) -> Resolution:
+        """`384` or `256x352` (height x width)."""
+        found = re.fullmatch(r"\s*(\d{1,6})(?:[xX](\d{1,6}))?\s*", text)
+        if not found:
+            raise UsageError(f"resolution {text!r} is not a size: give N for a square or HxW, such as 384 or 256x352.")
+        height, width = found.groups()
+        return cls(height=int(height), width=int(width or height))
+
+    def __str__(self) -> str:
+        return str(self.height) if self.height == self.width else f"{self.height}x{self.width}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dim:
+    """An axis with its smallest, most usual and largest extent; static when all three agree."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise UsageError(f"batch {self}: needs 1 <= min <= opt <= max, such as 4 or 1:8:32.")
+
+    @classmethod
+    def parse(cls, text: str) -> Dim:
+        """`4` (static) or `1:8:32` (min:opt:max)."""
+        if not re.fullmatch(r"\d{1,6}(:\d{1,6}:\d{1,6})?", text):
+            raise UsageError(f"batch {text!r} is neither N nor MIN:OPT:MAX, such as 4 or 1:8:32.")
+        sizes = [int(part) for part in text.split(":")]
+        low, opt, high = sizes * 3 if len(sizes) == 1 else sizes
+        return cls(min=low, opt=opt, max=high)
+
+    @property
+    def is_static(self) -> bool:
+        return self.min == self.max
+
+    def __str__(self) -> str:
+        return str(self.min) if self.is_static else f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RopeSpec:
+    """How a model turns its queries and keys.
+
+    `theta` is the base of axial frequencies; mixed models learn theirs, and start from it only.
+    """
+
+    kind: RopeKind
+    theta: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubFile:
+    """One weights file on the hub."""
+
+    repo: str
+    filename: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """One of the paper's models: its names, and everything its graph depends on besides weights and size.
+
+    `dims`, `depths` and `heads` have one entry a stage; DeiT has one stage.
+    """
+
+    name: str
+    short: str
+    timm: str | None
+    family: Family
+    rope: RopeSpec
+    ape: bool
+    dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    hub: tuple[HubFile, ...]
+
+    @property
+    def patch(self) -> int:
+        return 16 if self.family == "deit" else 4
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that height and width must be a multiple of: the patch, or Swin's smallest window."""
+        return 16 if self.family == "deit" else 32
+
+    @property
+    def head_dim(self) -> int:
+        return self.dims[0] // self.heads[0]
+
+    @property
+    def norm_eps(self) -> float:
+        return 1e-6 if self.family == "deit" else 1e-5
+
+    @property
+    def resize_ratio(self) -> float:
+        """Crop size over resized size in the authors' evaluation: DeiT-III resizes to the size itself."""
+        return 1.0 if self.family == "deit" else 224 / 256
+
+    def grid(self, resolution: Resolution) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return resolution.height // self.patch, resolution.width // self.patch
+
+    def window(self, resolution: Resolution) -> tuple[int, int]:
+        """Swin's window, rows and columns: size // 32. Non-square ones are this project's extension."""
+        return resolution.height // 32, resolution.width // 32
+
+    @property
+    def blocks(self) -> tuple[tuple[str, int], ...]:
+        """(prefix of its parameters' names, stage) of every block, in order."""
+        if self.family == "deit":
+            return tuple((f"blocks.{block}.", 0) for block in range(self.depths[0]))
+        return tuple(
+            (f"layers.{stage}.blocks.{block}.", stage) for stage, depth in enumerate(self.depths) for block in range(depth)
+        )
+
+    def check(self, resolution: Resolution) -> None:
+        """Raise unless the size suits the patch or window grid, naming the nearest sizes that do."""
+        unit = "patch" if self.family == "deit" else "window grid"
+        for axis, size in (("height", resolution.height), ("width", resolution.width)):
+            low = size // self.multiple * self.multiple
+            if size != low:
+                nearest = f"{low} and {low + self.multiple}" if low else f"{self.multiple}"
+                raise UsageError(
+                    f"resolution {resolution.height}x{resolution.width} does not suit {unit} {self.multiple}: "
+                    f"{axis} must be a multiple of {self.multiple}; nearest: {nearest}."
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """Named tensors as a file holds them, and where they came from.
+
+    `source` names a hub repository, a file (never its folder) or the random rule; `sha256` is of the file,
+    or of the tensors' bytes where there is no file.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    source: str
+    revision: str | None
+    sha256: str
+    trained: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """A model's parameters under their official names, float32, complete and of the right shapes.
+
+    Position tables (`pos_embed`, `relative_position_bias_table`) are the checkpoint's until `models.resize` makes them
+    a resolution's.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    classes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """A graph's input or output: a `str` extent is dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IoSpec:
+    """What goes into a graph and what comes out of it.
+
+    image   (B, 3, H, W) float32, normalised; or with `pixels` (B, H, W, 3) uint8, raw RGB
+    logits  (B, classes) · cls (B, features): the pooled feature · tokens (B, T, features): all normalised tokens
+    """
+
+    resolution: Resolution
+    batch: Dim
+    output: Output
+    pixels: bool
+
+    @property
+    def batch_extent(self) -> int | str:
+        return self.batch.min if self.batch.is_static else "batch"
+
+    @property
+    def input(self) -> TensorSpec:
+        height, width = self.resolution.height, self.resolution.width
+        if self.pixels:
+            return TensorSpec(name="image", dtype="uint8", shape=(self.batch_extent, height, width, 3))
+        return TensorSpec(name="image", dtype="float32", shape=(self.batch_extent, 3, height, width))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassRecord:
+    """What one pass did to a graph."""
+
+    name: str
+    fired: bool
+    nodes_before: int
+    nodes_after: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Graph:
+    """An ONNX model on its way through the passes."""
+
+    model: ir.Model
+    io: IoSpec
+    history: tuple[PassRecord, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSpec:
+    """What to build from a graph: the runtime, and compute capabilities such as "89" (8.9, Ada)."""
+
+    runtime: str
+    precision: Precision
+    io: IoSpec
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A built engine and what its builder said of it (one JSON object a kernel)."""
+
+    data: bytes
+    layers: tuple[Mapping[str, object], ...]
+    built_with: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocess:
+    """The authors' evaluation transform, and which part of it the graph does itself."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    crop: float
+    layout: Literal["NCHW", "NHWC"]
+    dtype: Literal["float32", "uint8"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One call of the tool, whole."""
+
+    model: ModelSpec
+    resolutions: tuple[Resolution, ...]
+    weights: str = "auto"
+    revision: str | None = None
+    rope: RopeMode = "baked"
+    precision: Precision = "fp32"
+    batch: Dim = Dim(min=1, opt=1, max=1)
+    engines: tuple[str, ...] = ("auto",)
+    targets: tuple[str, ...] = ()
+    output: Output = "logits"
+    pixels: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.resolutions:
+            raise UsageError("no resolution: give at least one --res, such as --res 384.")
+        if len(set(self.resolutions)) != len(self.resolutions):
+            raise UsageError(f"resolution named twice: {', '.join(map(str, self.resolutions))}.")
+        for resolution in self.resolutions:
+            self.model.check(resolution)
+
+    @property
+    def bundle_name(self) -> str:
+        sizes = "_".join(map(str, self.resolutions))
+        return f"{self.model.short}-{sizes}-{self.precision}"
+
+    def io(self, resolution: Resolution) -> IoSpec:
+        return IoSpec(resolution=resolution, batch=self.batch, output=self.output, pixels=self.pixels)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return Preprocess(
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            interpolation="bicubic",
+            crop=self.model.resize_ratio,
+            layout="NHWC" if self.pixels else "NCHW",
+            dtype=cast("Literal['float32', 'uint8']", "uint8" if self.pixels else "float32"),
+        )
