@@ -1,1 +1,348 @@
-def export(): ...
+"""The verbs, in order: checkpoint → models → rope → trace → passes → backends → parity → bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ropevit_export.bundle import golden, manifest, onnx_file, report, staging
+from ropevit_export.errors import ParityError
+from ropevit_export.parity import compare, samples
+from ropevit_export.parity.tolerance import TOLERANCES
+from ropevit_export.preprocess import normalise
+from ropevit_export.values import Checkpoint, EngineSpec, Graph, IoSpec, Plan, Request, Resolution, TensorSpec, Weights
+
+if TYPE_CHECKING:
+    from ropevit_export.backends.base import Builder, Runner
+
+log = logging.getLogger("ropevit_export")
+
+DEFAULT_FOLDER = Path("engines")
+RANDOM_SUFFIX = "-random"
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """A written bundle; `remark` says why something that could have been expected is not in it."""
+
+    path: Path
+    manifest: manifest.Manifest
+    remark: str | None
+
+
+def export(
+    request: Request, *, out: Path | None = None, force: bool = False, progress: Progress = lambda stage: None
+) -> Bundle:
+    """Run every stage for every resolution and write the bundle.
+
+    Raises RopevitError; a bundle that is out of tolerance is not written, its report is kept beside where it would be.
+    """
+    from ropevit_export.backends.select import builders
+
+    makers, remark = builders(request.engines)
+    for maker in makers:
+        for resolution in request.resolutions:
+            maker.check(_engine_spec(request, maker, resolution))
+    if out is not None:
+        staging.refuse_existing(out, force=force)
+    weights, checkpoint = _load(request, progress)
+    final = _final_folder(request, checkpoint, out)
+    with staging.staged(final, force=force) as folder:
+        work = _Export(request, checkpoint, weights, makers, folder, progress)
+        for resolution in request.resolutions:
+            work.one_size(resolution)
+            if not work.parity[-1].passed:
+                raise ParityError(
+                    f"{work.parity[-1].sentence()}; no bundle was written, the report is {_keep_report(work, final)}."
+                )
+            work.build_engines(resolution)
+        written = work.finish()
+    return Bundle(path=final, manifest=written, remark=remark)
+
+
+def stage_count(request: Request) -> int:
+    """How often `export` calls its `progress`, at most."""
+    return 1 + len(request.resolutions) * (4 + len(request.engines))
+
+
+class _Export:
+    """One call's state while its sizes are exported one after the other."""
+
+    def __init__(
+        self,
+        request: Request,
+        checkpoint: Checkpoint,
+        weights: Weights,
+        makers: Sequence[Builder],
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self.request, self.checkpoint, self.weights = request, checkpoint, weights
+        self.makers, self.folder, self.progress = makers, folder, progress
+        self.artifacts: list[manifest.ArtifactEntry] = []
+        self.parity: list[compare.ParityReport] = []
+        self.files: list[manifest.FileEntry] = []
+        self.notes: list[str] = []
+
+    def one_size(self, resolution: Resolution) -> None:
+        io = self.request.io(resolution)
+        feed, expected = self._reference(resolution)
+        graph = self._graph(io)
+        output = TensorSpec(name=io.output, dtype="float32", shape=(io.batch_extent, *expected.shape[1:]))
+        path = self._write_onnx(graph, output)
+        del graph
+        self._check(path, io, feed, expected)
+        golden_path = self.folder / f"golden-{resolution}.safetensors"
+        golden.write(golden_path, feed, expected)
+        self.files.append(_file("golden", golden_path))
+
+    def build_engines(self, resolution: Resolution) -> None:
+        """Every engine asked for, from the size's ONNX file."""
+        source = self.artifacts[-1]
+        for maker in self.makers:
+            self._build(maker, source, resolution)
+
+    def finish(self) -> manifest.Manifest:
+        """Write report and manifest."""
+        request, checkpoint = self.request, self.checkpoint
+        path = self.folder / report.REPORT
+        path.write_text(report.render(request, checkpoint, self.artifacts, self.parity, self.notes))
+        written = manifest.Manifest(
+            model=request.model.name,
+            rope=request.rope,
+            output=request.output,
+            classes=self.weights.classes,
+            weights=manifest.WeightsEntry(
+                source=checkpoint.source,
+                revision=checkpoint.revision,
+                sha256=checkpoint.sha256,
+                trained=checkpoint.trained,
+            ),
+            preprocess=manifest.PreprocessEntry(**dataclasses.asdict(request.preprocess)),
+            artifacts=tuple(self.artifacts),
+            parity=tuple(_parity_entry(each) for each in self.parity),
+            files=(*self.files, _file("report", path)),
+            versions=_versions(),
+        )
+        written.write(self.folder)
+        return written
+
+    def _reference(self, resolution: Resolution) -> tuple[np.ndarray, np.ndarray]:
+        """What the graph is fed, and the unfolded model's answers."""
+        from ropevit_export.models import reference, resize
+
+        request, preprocess = self.request, self.request.preprocess
+        with self._stage(f"reference {resolution}") as note:
+            pixels = samples.pixels(preprocess, resolution, request.seed)
+            images = normalise(pixels, preprocess)
+            sized = resize.resize(request.model, self.weights, resolution)
+            expected = reference.run(reference.build(request.model, sized, resolution, request.output), images)
+            note(f"PyTorch float32 on {len(images)} images, rms of {request.output} {np.sqrt((expected**2).mean()):.3g}")
+        return samples.feed(pixels, images, preprocess), expected
+
+    def _graph(self, io: IoSpec) -> Graph:
+        from ropevit_export import passes
+        from ropevit_export.models import resize
+        from ropevit_export.rope.tables import block_tables
+        from ropevit_export.trace.export import trace
+
+        spec = self.request.model
+        sized = resize.resize(spec, self.weights, io.resolution)
+        learned = {name: tensor.numpy() for name, tensor in sized.tensors.items() if name.endswith("freqs")}
+        with self._stage(f"trace {io.resolution}") as note:
+            traced = trace(spec, sized, block_tables(spec, learned, io.resolution), io)
+            note(f"{len(traced.model.graph)} nodes")
+        with self._stage(f"passes {io.resolution}") as note:
+            graph = passes.run(traced, self.request.precision)
+            fired = [each.name for each in graph.history if each.fired]
+            note(
+                f"{len(traced.model.graph)} → {len(graph.model.graph)} nodes, "
+                f"{len(fired)} of {len(graph.history)} fired: {', '.join(fired)}"
+            )
+        return graph
+
+    def _write_onnx(self, graph: Graph, output: TensorSpec) -> Path:
+        request, io = self.request, graph.io
+        path = self.folder / f"model-{io.resolution}.onnx"
+        facts = {"source": self.checkpoint.source, "sha256": self.checkpoint.sha256}
+        facts["trained"] = str(self.checkpoint.trained).lower()
+        data = onnx_file.write(
+            graph, path, onnx_file.metadata(request.model, request.rope, request.preprocess, facts)
+        )
+        self.artifacts.append(
+            manifest.ArtifactEntry(
+                kind="onnx",
+                path=path.name,
+                sha256=manifest.sha256(path),
+                built_with=f"torch {_version('torch')}, opset {graph.model.opset_imports['']}",
+                targets=(),
+                files=(_file("weights", data),) if data else (),
+                **_interface(request, io, output),
+            )
+        )
+        return path
+
+    def _check(self, path: Path, io: IoSpec, feed: np.ndarray, expected: np.ndarray) -> None:
+        from ropevit_export.backends.onnxruntime import OnnxRuntime
+
+        request = self.request
+        with self._stage(f"parity {io.resolution}") as note:
+            each = measure(OnnxRuntime(path), path.name, io, feed, expected, TOLERANCES[request.precision])
+            self.parity.append(each)
+            note(each.sentence())
+
+    def _build(self, maker: Builder, source: manifest.ArtifactEntry, resolution: Resolution) -> None:
+        spec = _engine_spec(self.request, maker, resolution)
+        with self._stage(f"{maker.runtime} {resolution}") as note:
+            onnx = self.folder / source.path
+            plan = maker.build(onnx, spec)
+            path = onnx.with_suffix(maker.suffix)
+            path.write_bytes(plan.data)
+            layers = onnx.with_suffix(f"{maker.suffix}.layers.json")
+            layers.write_text(json.dumps({"built_with": plan.built_with, "layers": plan.layers}, indent=1) + "\n")
+            note(f"{len(plan.layers)} kernels, {len(plan.data) / 1e6:.0f} MB, SM {', '.join(plan.targets)}")
+        self.notes.append(_engine_note(path.name, plan))
+        self.artifacts.append(
+            source.model_copy(
+                update={
+                    "kind": maker.runtime,
+                    "path": path.name,
+                    "sha256": manifest.sha256(path),
+                    "built_with": plan.built_with,
+                    "targets": plan.targets,
+                    "files": (_file("layers", layers),),
+                }
+            )
+        )
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Announce a stage, and log one line with its seconds and what it says of itself."""
+        with _stage(name, self.progress) as note:
+            yield note
+
+
+def measure(
+    runner: Runner, artifact: str, io: IoSpec, feed: np.ndarray, expected: np.ndarray, tolerance: compare.Tolerance
+) -> compare.ParityReport:
+    """Run an artifact on the samples, at every batch size that its batch axis makes worth trying."""
+    batches = _batches(io, len(feed))
+    ours, theirs = [], []
+    for batch in batches:
+        for start in range(0, len(feed) if batch == batches[-1] else 1, batch):
+            chosen = np.arange(start, start + batch) % len(feed)
+            ours.append(runner.run({io.input.name: feed[chosen]})[io.output])
+            theirs.append(expected[chosen])
+    return compare.ParityReport(
+        artifact=artifact,
+        resolution=io.resolution,
+        batches=tuple(batches),
+        inputs=f"seeded noise and {len(feed) - 1} photographs",
+        reference="PyTorch float32, unfolded",
+        runtime=runner.describe,
+        metrics=compare.compare(np.concatenate(ours), np.concatenate(theirs), io.output),
+        tolerance=tolerance,
+    )
+
+
+def _batches(io: IoSpec, count: int) -> list[int]:
+    """The static batch; or the smallest of a dynamic one, then one that holds every sample."""
+    return sorted({io.batch.min, min(max(io.batch.min, count), io.batch.max)} if not io.batch.is_static else {io.batch.min})
+
+
+def _load(request: Request, progress: Progress) -> tuple[Weights, Checkpoint]:
+    from ropevit_export.checkpoint import source
+    from ropevit_export.models.adopt import adopt
+    from ropevit_export.models.initial import random_checkpoint
+
+    with _stage("weights", progress) as note:
+        checkpoint = source.load(request, lambda: random_checkpoint(request.model, request.seed))
+        weights = adopt(request.model, checkpoint)
+        at = f" at {checkpoint.revision}" if checkpoint.revision else ""
+        note(f"{checkpoint.source}{at}, {weights.classes} classes{'' if checkpoint.trained else ', UNTRAINED'}")
+    # The tensors themselves go with the caller's `weights`; two owners would double the peak of memory.
+    return weights, dataclasses.replace(checkpoint, tensors={})
+
+
+def _final_folder(request: Request, checkpoint: Checkpoint, out: Path | None) -> Path:
+    """Nobody takes a random bundle for a trained one: its name says so, unless random weights were asked for by name."""
+    final = out or DEFAULT_FOLDER / request.bundle_name
+    keeps_name = checkpoint.trained or final.name.endswith(RANDOM_SUFFIX) or (out and request.weights == "random")
+    return final if keeps_name else final.with_name(final.name + RANDOM_SUFFIX)
+
+
+@contextmanager
+def _stage(name: str, progress: Progress) -> Iterator[Callable[[str], None]]:
+    progress(name)
+    start, said = time.perf_counter(), [""]
+    yield lambda text: said.__setitem__(0, text)
+    log.info("%s: %s, %.1f s", name, said[0], time.perf_counter() - start)
+
+
+def _keep_report(work: _Export, final: Path) -> Path:
+    path = final.with_name(f"{final.name}.out-of-tolerance.md")
+    path.write_text(report.render(work.request, work.checkpoint, work.artifacts, work.parity, work.notes))
+    return path
+
+
+def _engine_spec(request: Request, maker: Builder, resolution: Resolution) -> EngineSpec:
+    return EngineSpec(
+        runtime=maker.runtime, precision=request.precision, io=request.io(resolution), targets=request.targets
+    )
+
+
+def _engine_note(name: str, plan: Plan) -> str:
+    return f"{name}: {len(plan.layers)} kernels, built with {plan.built_with}, not run here"
+
+
+def _interface(request: Request, io: IoSpec, output: TensorSpec) -> dict[str, object]:
+    return {
+        "resolutions": ((io.resolution.height, io.resolution.width),),
+        "batch": manifest.BatchEntry(**dataclasses.asdict(io.batch)),
+        "precision": request.precision,
+        "inputs": (manifest.TensorEntry(**dataclasses.asdict(io.input)),),
+        "outputs": (manifest.TensorEntry(**dataclasses.asdict(output)),),
+    }
+
+
+def _parity_entry(each: compare.ParityReport) -> manifest.ParityEntry:
+    return manifest.ParityEntry(
+        artifact=each.artifact,
+        resolution=(each.resolution.height, each.resolution.width),
+        batches=each.batches,
+        inputs=each.inputs,
+        reference=each.reference,
+        runtime=each.runtime,
+        metrics=dataclasses.asdict(each.metrics),
+        tolerance=dataclasses.asdict(each.tolerance),
+        passed=each.passed,
+    )
+
+
+def _file(kind: str, path: Path) -> manifest.FileEntry:
+    return manifest.FileEntry(kind=kind, path=path.name, sha256=manifest.sha256(path))
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def _versions() -> dict[str, str]:
+    """What the ONNX file's bytes and the numbers in the report depend on."""
+    wanted = ("ropevit-export", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime",
+              "onnxruntime-gpu", "tensorrt-rtx-cu13", "numpy")  # fmt: skip
+    installed = {each.metadata["Name"].lower().replace("_", "-"): each.version for each in importlib.metadata.distributions()}
+    found = {name: installed[name] for name in wanted if name in installed}
+    return {"python": platform.python_version(), **found}

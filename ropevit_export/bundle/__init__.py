@@ -1,0 +1,1 @@
+"""Stage 8: the folder that is shipped, whole or not at all."""

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ropevit_export.models.rope_swin import RopeWindowAttention
 from ropevit_export.values import ModelSpec, Output, Resolution, Weights
+
+if TYPE_CHECKING:
+    from ropevit_export.values import FloatArray
 
 
 class Reference(nn.Module):
@@ -103,3 +107,11 @@ def _fill_buffers(model: nn.Module) -> None:
                 module.register_buffer(name, blank, persistent=False)
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
+
+
+def run(model: Reference, images: FloatArray) -> FloatArray:
+    """images (B, 3, H, W), one by one, so that memory doesn't grow with their number."""
+    with torch.inference_mode():
+        outputs = [model(torch.from_numpy(image[None])) for image in images]
+        answer: FloatArray = torch.cat(outputs).numpy()
+    return answer

@@ -1,0 +1,1 @@
+"""Stage 7: are an artifact's outputs the reference's?"""

@@ -1,0 +1,55 @@
+"""Stage 5: the traced graph becomes small, strongly typed and legal.
+
+Order matters: names and metadata go first so that equal constants look equal; simplification runs on float32, for which
+every operator has a kernel to fold with; precision comes last so that nothing after it adds a float32 node.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from ropevit_export.passes.precision import ToFloat16
+from ropevit_export.passes.simplify import Simplify
+from ropevit_export.passes.verify import verify
+from ropevit_export.values import Graph, PassRecord, Precision
+
+DEFAULT: tuple[type[ir.passes.PassBase], ...] = (
+    common.ClearMetadataAndDocStringPass,  # traces and paths of the machine that traced
+    Simplify,
+    common.IdentityEliminationPass,
+    common.CommonSubexpressionEliminationPass,
+    common.DeduplicateHashedInitializersPass,  # onnxsim gives every node its own copy of small constants
+    common.RemoveUnusedNodesPass,
+    common.RemoveUnusedOpsetsPass,
+)
+
+
+def run(graph: Graph, precision: Precision) -> Graph:
+    """All passes for a precision, then the check that the result is legal (`verify.py`)."""
+    steps: list[ir.passes.PassBase] = [step() for step in DEFAULT]
+    if precision == "fp16":
+        steps.append(ToFloat16())
+    elif precision != "fp32":
+        raise ValueError(precision)
+    graph = apply(graph, steps)
+    verify(graph)
+    return graph
+
+
+def apply(graph: Graph, steps: Sequence[ir.passes.PassBase]) -> Graph:
+    """Run passes in order and record which of them changed the graph."""
+    model, history = graph.model, list(graph.history)
+    for step in steps:
+        before = model.graph.num_nodes()
+        result = step(model)
+        model = result.model
+        history.append(
+            PassRecord(
+                name=type(step).__name__, fired=result.modified, nodes_before=before, nodes_after=model.graph.num_nodes()
+            )
+        )
+    return dataclasses.replace(graph, model=model, history=tuple(history))

@@ -41,13 +41,12 @@ class Attention(nn.Module):
         tokens, heads, width = x_BTC.shape[1], self.heads, self.head_dim
         turned = heads if self.query is not None else 2 * heads  # q and k turn together: one rotation a block
         x = self.qkv(x_BTC).view(-1, tokens, turned + heads, width)
-        qk, v = x[:, :, :turned], x[:, :, turned:]
+        v = x[:, :, turned:]
         if cos is not None and sin is not None:
-            qk = rotate(qk, cos, sin)
-        if self.query is None:
-            q, k = qk[:, :, :heads], qk[:, :, heads:]
-        else:  # the class token's table row is the identity: nothing to turn
-            q, k = self.query(x_BTC[:, :1]).view(-1, 1, heads, width), qk
+            x = rotate(x[:, :, :turned], cos, sin)
+        q, k = x[:, :, :heads], x[:, :, turned - heads : turned]
+        if self.query is not None:  # the class token's table row is the identity: nothing to turn
+            q = self.query(x_BTC[:, :1]).view(-1, 1, heads, width)
         scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)
         if bias is not None:
             scores = scores + bias

@@ -1,0 +1,57 @@
+"""`report.md`: what a person reads before shipping a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ropevit_export.bundle.manifest import ArtifactEntry
+from ropevit_export.parity.compare import ParityReport
+from ropevit_export.values import Checkpoint, Request
+
+REPORT = "report.md"
+UNTRAINED = "UNTRAINED: seeded random weights, to build and time with, never to classify with"
+
+
+def render(
+    request: Request,
+    checkpoint: Checkpoint,
+    artifacts: Sequence[ArtifactEntry],
+    parity: Sequence[ParityReport],
+    notes: Sequence[str],
+) -> str:
+    at = f" at {checkpoint.revision}" if checkpoint.revision else ""
+    lines = [
+        f"# {request.model.name}",
+        "",
+        *([] if checkpoint.trained else [f"**{UNTRAINED}.**", ""]),
+        f"Weights: {checkpoint.source}{at}, SHA-256 {checkpoint.sha256}.",
+        f"Rotary tables: {request.rope}. Precision: {request.precision}. Output: {request.output}.",
+        "",
+        "| artifact | size | batch | built with | targets |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {a.path} | {', '.join(f'{h}x{w}' for h, w in a.resolutions)} | {a.batch.min}:{a.batch.opt}:{a.batch.max} "
+            f"| {a.built_with} | {', '.join(f'SM {t}' for t in a.targets)} |"
+            for a in artifacts
+        ),
+        "",
+        "## Parity",
+        "",
+        "| artifact | size | batches | max abs | mean abs | over rms | limit | cosine | top-1 | NaN, Inf | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *(_row(each) for each in parity),
+        "",
+        *(f"- {each.artifact}: {each.runtime}, against {each.reference}, on {each.inputs}." for each in parity),
+        *(f"- {note}." for note in notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(each: ParityReport) -> str:
+    m = each.metrics
+    top1 = "" if m.top1 is None else f"{m.top1:.0%}"
+    verdict = "passed" if each.passed else "FAILED"
+    return (
+        f"| {each.artifact} | {each.resolution} | {', '.join(map(str, each.batches))} | {m.max_abs:.2e} | {m.mean_abs:.2e} "
+        f"| {m.relative:.2e} | {each.tolerance.relative:.0e} | {m.cosine:.9f} | {top1} | {m.not_finite} | {verdict} |"
+    )

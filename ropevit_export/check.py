@@ -1,0 +1,55 @@
+"""`check BUNDLE`: is a bundle what its manifest says, and does its graph still give the reference's answers here?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ropevit_export.bundle import golden, manifest
+from ropevit_export.errors import BundleError
+from ropevit_export.parity.compare import ParityReport
+from ropevit_export.parity.tolerance import TOLERANCES
+from ropevit_export.pipeline import measure
+from ropevit_export.values import Dim, IoSpec, Resolution
+
+
+def check(bundle: Path) -> list[ParityReport]:
+    """Hash every file, then run each ONNX artifact on the golden inputs. Raises BundleError for what is not as listed."""
+    listed = manifest.read(bundle)
+    _check_files(bundle, listed)
+    reports = []
+    for artifact in listed.artifacts:
+        if artifact.kind == "onnx":
+            reports += [_run(bundle, listed, artifact, Resolution(height=h, width=w)) for h, w in artifact.resolutions]
+    return reports
+
+
+def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
+    known = {manifest.MANIFEST}
+    for name, sha256 in listed.all_files():
+        path = bundle / name
+        known.add(name)
+        if not path.is_file():
+            raise BundleError(f"{bundle} lacks {name}, which its manifest lists: copy the whole folder.")
+        found = manifest.sha256(path)
+        if found != sha256:
+            raise BundleError(f"{path} has SHA-256 {found[:12]}…, the manifest says {sha256[:12]}…: it was changed or damaged.")
+    strangers = sorted(path.name for path in bundle.iterdir() if path.name not in known)
+    if strangers:
+        raise BundleError(f"{bundle} holds {', '.join(strangers)}, which its manifest does not list.")
+
+
+def _run(
+    bundle: Path, listed: manifest.Manifest, artifact: manifest.ArtifactEntry, resolution: Resolution
+) -> ParityReport:
+    from ropevit_export.backends.onnxruntime import OnnxRuntime
+
+    if artifact.precision not in TOLERANCES:
+        raise BundleError(f"{artifact.path} is of precision {artifact.precision}, for which there is no tolerance here.")
+    feed, expected = golden.read(bundle / f"golden-{resolution}.safetensors")
+    io = IoSpec(
+        resolution=resolution,
+        batch=Dim(**artifact.batch.model_dump()),
+        output=listed.output,
+        pixels=listed.preprocess.dtype == "uint8",
+    )
+    return measure(OnnxRuntime(bundle / artifact.path), artifact.path, io, feed, expected, TOLERANCES[artifact.precision])

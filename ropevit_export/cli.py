@@ -1,0 +1,231 @@
+"""The command line: a thin shell over `pipeline.export`. Nothing here imports torch or a runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from ropevit_export.errors import ParityError, RopevitError, UsageError
+from ropevit_export.models.zoo import MODELS, find_model
+from ropevit_export.values import Dim, Request, Resolution
+
+if TYPE_CHECKING:
+    from ropevit_export.parity.compare import ParityReport
+    from ropevit_export.pipeline import Bundle
+
+ENGINES = ("auto", "none", "tensorrt-rtx")
+
+
+def main() -> NoReturn:
+    """Console entry point: an error is one line on stderr and the exit code of its class."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cli.main(standalone_mode=False)
+        code = 0
+    except click.UsageError as error:
+        code = _fail(error.format_message(), 2)
+    except click.ClickException as error:
+        code = _fail(error.format_message(), error.exit_code)
+    except RopevitError as error:
+        code = _fail(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail("interrupted, nothing was written.", 130)
+    except BrokenPipeError:  # the reader of our stdout has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
+
+
+def _each(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[Any, ...]]:
+    """A callback for an option that may be repeated and may hold commas."""
+
+    def callback(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
+        return tuple(parse(part.strip()) for value in values for part in value.split(","))
+
+    return callback
+
+
+def _target(text: str) -> str:
+    """`89`, `8.9`, `sm89` or `SM_89`."""
+    digits = text.lower().removeprefix("sm").strip("_").replace(".", "")
+    if not digits.isdigit():
+        raise UsageError(f"--sm {text!r} is not a compute capability, such as 89 or 120.")
+    return digits
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 good, 1 a stage failed, 2 usage, 3 out of tolerance.",
+)
+@click.option("--model", metavar="NAME", help="Official, short or timm name; `ropevit-export models` lists them.")
+@click.option("--res", multiple=True, metavar="N|HxW", callback=_each(Resolution.parse), help="Image size; repeatable, commas too.")
+@click.option("--rope", type=click.Choice(["baked"]), default="baked", show_default=True, help="Rotary tables: constants, one graph a size.")
+@click.option("--weights", default="auto", show_default=True, metavar="auto|pretrained|random|PATH",
+              help="auto: cached or hub weights, random ones where no hub can be reached. pretrained: no weights is an error.")
+@click.option("--revision", metavar="COMMIT", help="The hub's commit to take weights from  [default: the newest].")
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Number format of the graph itself.")
+@click.option("--batch", default="1", show_default=True, metavar="N|MIN:OPT:MAX", help="Static or dynamic batch.")
+@click.option("--engine", multiple=True, type=click.Choice(ENGINES), default=("auto",), help="Repeatable. auto: TensorRT-RTX, built ahead of time, where it is installed.  [default: auto]")
+@click.option("--sm", multiple=True, metavar="CC", callback=_each(_target), help="Compute capabilities an engine must run on, such as 86,89,120.  [default: all but 75]")
+@click.option("--output", type=click.Choice(["logits", "cls", "tokens"]), default="logits", show_default=True, help="Head, pooled feature, or all tokens.")
+@click.option("--pixels", is_flag=True, help="The graph takes raw uint8 NHWC pixels and normalises itself.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="For random weights and the noise that parity is measured on.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The bundle's folder  [default: engines/<short name>-<res>-<precision>].")
+@click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is whole.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+@click.version_option(package_name="ropevit-export")
+@click.pass_context
+def cli(ctx: click.Context, **options: Any) -> None:
+    """RoPE-ViT checkpoints to verified ONNX graphs and TensorRT engines.
+
+    \b
+    ropevit-export --model rope_mixed_deit_base --res 384
+    """  # fmt: skip
+    if ctx.invoked_subcommand is not None:
+        given = [name for name in options if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE]
+        if given:
+            raise UsageError(f"{ctx.invoked_subcommand} takes no --{given[0]} before its name.")
+        return
+    if not options["model"] and not options["res"]:
+        click.echo(ctx.get_help())
+        return
+    _export(**options)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+def models(as_json: bool) -> None:
+    """List the models by all their names."""
+    if as_json:
+        rows = [{"name": spec.name, "short": spec.short, "timm": spec.timm, "rope": spec.rope.kind} for spec in MODELS]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    widths = [max(len(getattr(spec, field) or "") for spec in MODELS) for field in ("short", "name")]
+    for spec in MODELS:
+        click.echo(f"{spec.short:{widths[0]}}  {spec.name:{widths[1]}}  {spec.timm or '-'}")
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+def check(bundle: Path, as_json: bool) -> None:
+    """Verify a bundle's files, and its graphs against the reference outputs it carries."""
+    from ropevit_export import check as checking
+
+    with _quiet_libraries():
+        reports = checking.check(bundle)
+    if as_json:
+        rows = [{**dataclasses.asdict(each), "passed": each.passed} for each in reports]
+        click.echo(json.dumps({"bundle": str(bundle), "parity": rows}, indent=2))
+    else:
+        for each in reports:
+            click.echo(each.sentence())
+    failed = [each for each in reports if not each.passed]
+    if failed:
+        raise ParityError(failed[0].sentence())
+    if not as_json:
+        click.echo(f"{bundle}: every file as listed, {len(reports)} graphs within tolerance")
+
+
+def _export(
+    *, model: str | None, res: tuple[Resolution, ...], batch: str, engine: tuple[str, ...], sm: tuple[str, ...],
+    out: Path | None, force: bool, as_json: bool, quiet: bool, **rest: Any,
+) -> None:  # fmt: skip
+    if not model:
+        raise UsageError("no model: give --model NAME; `ropevit-export models` lists them.")
+    request = Request(model=find_model(model), resolutions=res, batch=Dim.parse(batch), engines=engine, targets=sm, **rest)
+    from ropevit_export import pipeline
+
+    with _quiet_libraries(), _progress(pipeline.stage_count(request), quiet=quiet) as progress:
+        bundle = pipeline.export(request, out=out, force=force, progress=progress)
+    if as_json:
+        click.echo(json.dumps({"bundle": str(bundle.path), "remark": bundle.remark, **bundle.manifest.model_dump(mode="json")}))
+    else:
+        _print_summary(bundle)
+
+
+def _print_summary(bundle: Bundle) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ropevit_export.bundle.report import UNTRAINED
+
+    manifest = bundle.manifest
+    parity = {each.artifact: each for each in manifest.parity}
+    table = Table("artifact", "size", "batch", "precision", "MB", "max error", "of limit", "parity")
+    for each in manifest.artifacts:
+        size = (bundle.path / each.path).stat().st_size / 1e6
+        row = parity.get(each.path)
+        verdict = ["", "", "not run here"]
+        if row is not None:
+            error = row.metrics["relative"] or 0.0
+            verdict = [f"{row.metrics['max_abs']:.1e}", f"{error / row.tolerance['relative']:.1%}", "passed"]
+        sizes = ", ".join(f"{h}x{w}" for h, w in each.resolutions)
+        batch = str(Dim(**each.batch.model_dump()))
+        table.add_row(each.path, sizes, batch, each.precision, f"{size:.1f}", *verdict)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    if bundle.remark:
+        click.echo(bundle.remark)
+    click.echo(f"{bundle.path}" + ("" if manifest.weights.trained else f"  {UNTRAINED}"))
+
+
+@contextlib.contextmanager
+def _progress(stages: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, one line a stage elsewhere; both on stderr."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+    from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, quiet=quiet)
+    log = logging.getLogger("ropevit_export")
+    if not console.is_terminal:
+        handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    else:
+        handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    if not quiet:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    try:
+        with Progress(
+            SpinnerColumn(), *Progress.get_default_columns()[:2], TimeElapsedColumn(), console=console, transient=True,
+            disable=quiet or not console.is_terminal,
+        ) as bar:  # fmt: skip
+            task = bar.add_task("", total=stages)
+            done = iter(range(stages + 1))
+            yield lambda stage: bar.update(task, description=stage, completed=next(done, stages))
+    finally:
+        log.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """What libraries print goes nowhere near our stdout, and their warnings are not the user's."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        yield
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Numbers that say how far two arrays are apart, and whether that is within tolerance. Pure NumPy, in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ropevit_export.parity.tolerance import Tolerance
+from ropevit_export.values import Output, Resolution
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metrics:
+    """`ours` against `theirs`, the reference.
+
+    relative: max_abs over the reference's root mean square, so that one limit serves every checkpoint.
+    cosine: the smallest of any sample. top1: the share of samples with the same largest logit (None: not logits).
+    """
+
+    samples: int
+    max_abs: float
+    mean_abs: float
+    reference_rms: float
+    relative: float
+    cosine: float
+    top1: float | None
+    not_finite: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParityReport:
+    """One artifact at one size, compared on `inputs`."""
+
+    artifact: str
+    resolution: Resolution
+    batches: tuple[int, ...]
+    inputs: str
+    reference: str
+    runtime: str
+    metrics: Metrics
+    tolerance: Tolerance
+
+    @property
+    def passed(self) -> bool:
+        m, limit = self.metrics, self.tolerance
+        return m.not_finite == 0 and m.relative <= limit.relative and m.cosine >= limit.cosine
+
+    def sentence(self) -> str:
+        m = self.metrics
+        verdict = "within" if self.passed else "OUT OF"
+        return (
+            f"{self.artifact} at {self.resolution}: max error {m.max_abs:.1e} ({m.relative:.1e} of the reference's rms, "
+            f"limit {self.tolerance.relative:.0e}), cosine {m.cosine:.8f} (limit {self.tolerance.cosine:g}), "
+            f"{m.not_finite} NaN or Inf: {verdict} tolerance"
+        )
+
+
+def compare(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating], output: Output) -> Metrics:
+    """Both (samples, ...), of the same shape."""
+    if ours.shape != theirs.shape:
+        raise ValueError(f"shapes differ: {ours.shape} and {theirs.shape}")
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    broken = int((~np.isfinite(a)).sum())
+    if broken:
+        nan = math.nan
+        return Metrics(samples=len(a), max_abs=nan, mean_abs=nan, reference_rms=_rms(b), relative=nan, cosine=nan,
+                       top1=None, not_finite=broken)  # fmt: skip
+    error = np.abs(a - b)
+    return Metrics(
+        samples=len(a),
+        max_abs=float(error.max()),
+        mean_abs=float(error.mean()),
+        reference_rms=_rms(b),
+        relative=float(error.max()) / _rms(b) if error.any() else 0.0,
+        cosine=_cosine(a, b),
+        top1=float((a.argmax(-1) == b.argmax(-1)).mean()) if output == "logits" else None,
+        not_finite=0,
+    )
+
+
+def _rms(x: npt.NDArray[np.float64]) -> float:
+    return float(np.sqrt((x**2).mean()))
+
+
+def _cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    product = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    equal = (a == b).all(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.where(equal, 1.0, np.nan_to_num((a * b).sum(1) / product)).min())

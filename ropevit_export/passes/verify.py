@@ -1,0 +1,75 @@
+"""What a finished graph is. Everything here has been seen to break a deployment or to slow one down."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from ropevit_export.errors import PassError
+from ropevit_export.values import Graph
+
+# Control flow and scatters stop TensorRT; trigonometry means that a table was left to the runtime.
+FORBIDDEN = frozenset({"If", "Loop", "Scan", "ScatterND", "ScatterElements", "Sin", "Cos", "Range", "Resize", "Einsum"})
+_COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
+_DOMAINS = ("", "ai.onnx")
+
+
+def verify(graph: Graph) -> None:
+    """Raise PassError with every fault found: operators, types, names, shapes, tables stored twice, ONNX's checker."""
+    model = graph.model
+    faults = [*_operator_faults(model), *_type_faults(model), *_interface_faults(graph), *_duplicate_faults(model)]
+    if faults:
+        raise PassError(f"the graph is not legal: {'; '.join(faults)}.")
+    try:
+        common.CheckerPass(full_check=True)(model)
+    except Exception as error:  # onnx raises several unrelated classes
+        raise PassError(f"onnx.checker refuses the graph: {str(error).strip().splitlines()[0]}") from error
+
+
+def _operator_faults(model: ir.Model) -> list[str]:
+    kinds = Counter(node.op_type for node in model.graph.all_nodes())
+    foreign = {node.domain for node in model.graph.all_nodes()} - set(_DOMAINS)
+    faults = [f"{kinds[kind]} {kind}" for kind in sorted(FORBIDDEN & kinds.keys())]
+    if foreign:
+        faults.append(f"operators of {', '.join(sorted(foreign))}")
+    if model.functions:
+        faults.append(f"{len(model.functions)} local functions")
+    return faults
+
+
+def _type_faults(model: ir.Model) -> list[str]:
+    values = [value for node in model.graph.all_nodes() for value in node.outputs]
+    values += list(model.graph.initializers.values())
+    faults = [f"{value.name} is complex" for value in values if value.dtype in _COMPLEX]
+    return faults + [f"{value.name} is float64" for value in values if value.dtype == ir.DataType.DOUBLE]
+
+
+def _interface_faults(graph: Graph) -> list[str]:
+    faults = []
+    inputs, outputs = graph.model.graph.inputs, graph.model.graph.outputs
+    if [value.name for value in inputs] != [graph.io.input.name]:
+        faults.append(f"inputs are {[value.name for value in inputs]}, needed {graph.io.input.name}")
+    else:
+        found = tuple(extent if isinstance(extent, int) else str(extent) for extent in inputs[0].shape or ())
+        if found != graph.io.input.shape:
+            faults.append(f"input shape is {found}, needed {graph.io.input.shape}")
+    if [value.name for value in outputs] != [graph.io.output]:
+        faults.append(f"outputs are {[value.name for value in outputs]}, needed {graph.io.output}")
+    return faults
+
+
+def _duplicate_faults(model: ir.Model) -> list[str]:
+    """Large tensors with the same content: a table shared by the blocks must be stored once."""
+    seen: dict[tuple[object, ...], str] = {}
+    faults = []
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < 1 << 16:
+            continue
+        key = (tensor.dtype, tuple(tensor.shape), hash(tensor.numpy().reshape(-1)[:: 1 + tensor.size // 4096].tobytes()))
+        if key in seen and (tensor.numpy() == model.graph.initializers[seen[key]].const_value.numpy()).all():  # type: ignore[union-attr]
+            faults.append(f"{name} and {seen[key]} are the same tensor stored twice")
+        seen.setdefault(key, name)
+    return faults

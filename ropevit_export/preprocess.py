@@ -1,0 +1,37 @@
+"""The authors' evaluation transform, on PIL: resize bicubically with antialiasing, centre crop, normalise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ropevit_export.values import Preprocess, Resolution
+
+if TYPE_CHECKING:
+    from ropevit_export.values import FloatArray
+
+
+def crop(image: Image.Image, preprocess: Preprocess, resolution: Resolution) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) RGB pixels. The short side goes to int(size / crop ratio), as torchvision's Resize does it.
+
+    For a size that is not square, the smallest resize that covers it: this project's extension.
+    """
+    cover = [int(side / preprocess.crop) for side in (resolution.height, resolution.width)]
+    width, height = image.size
+    if cover[0] * width <= cover[1] * height:  # the width decides
+        size = (cover[1], int(cover[1] * height / width))
+    else:
+        size = (int(cover[0] * width / height), cover[0])
+    resized = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+    top = round((resized.shape[0] - resolution.height) / 2.0)
+    left = round((resized.shape[1] - resolution.width) / 2.0)
+    return resized[top : top + resolution.height, left : left + resolution.width]
+
+
+def normalise(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> FloatArray:
+    """(..., H, W, 3) pixels → (..., 3, H, W) float32, as the model in PyTorch takes them."""
+    scaled = (pixels / 255.0 - np.array(preprocess.mean)) / np.array(preprocess.std)
+    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3), dtype=np.float32)
