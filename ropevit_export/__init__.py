@@ -5,9 +5,24 @@
     bundle = export(Request(model=find_model("rope_mixed_deit_base"), resolutions=(Resolution.parse("384"),)))
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from ropevit_export.models.zoo import find_model
-from ropevit_export.pipeline import export
 from ropevit_export.values import Dim, Request, Resolution
+
+if TYPE_CHECKING:
+    from ropevit_export.pipeline import export
 
 __version__ = "0.1.0"
 __all__ = ["Dim", "Request", "Resolution", "__version__", "export", "find_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """`export` on first use: it brings onnx, and `--help` must not wait for it."""
+    if name == "export":
+        from ropevit_export.pipeline import export
+
+        return export
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

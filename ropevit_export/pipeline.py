@@ -9,7 +9,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,14 +60,16 @@ def export(
     weights, checkpoint = _load(request, progress)
     final = _final_folder(request, checkpoint, out)
     with staging.staged(final, force=force) as folder:
-        work = _Export(request, checkpoint, weights, makers, folder, progress)
+        work = _Export(request, checkpoint, weights.classes, folder, progress)
         for resolution in request.resolutions:
-            work.one_size(resolution)
+            work.one_size(weights, resolution)
             if not work.parity[-1].passed:
                 raise ParityError(
                     f"{work.parity[-1].sentence()}; no bundle was written, the report is {_keep_report(work, final)}."
                 )
-            work.build_engines(resolution)
+        del weights  # builders need the memory
+        for maker in makers:
+            work.build_engines(maker)
         written = work.finish()
     return Bundle(path=final, manifest=written, remark=remark)
 
@@ -84,22 +86,25 @@ class _Export:
         self,
         request: Request,
         checkpoint: Checkpoint,
-        weights: Weights,
-        makers: Sequence[Builder],
+        classes: int,
         folder: Path,
         progress: Progress,
     ) -> None:
-        self.request, self.checkpoint, self.weights = request, checkpoint, weights
-        self.makers, self.folder, self.progress = makers, folder, progress
+        self.request, self.checkpoint, self.classes = request, checkpoint, classes
+        self.folder, self.progress = folder, progress
         self.artifacts: list[manifest.ArtifactEntry] = []
         self.parity: list[compare.ParityReport] = []
         self.files: list[manifest.FileEntry] = []
         self.notes: list[str] = []
 
-    def one_size(self, resolution: Resolution) -> None:
+    def one_size(self, weights: Weights, resolution: Resolution) -> None:
+        """From weights to a checked ONNX file."""
+        from ropevit_export.models.resize import resize
+
         io = self.request.io(resolution)
-        feed, expected = self._reference(resolution)
-        graph = self._graph(io)
+        sized = resize(self.request.model, weights, resolution)
+        feed, expected = self._reference(sized, resolution)
+        graph = self._graph(sized, io)
         output = TensorSpec(name=io.output, dtype="float32", shape=(io.batch_extent, *expected.shape[1:]))
         path = self._write_onnx(graph, output)
         del graph
@@ -108,10 +113,10 @@ class _Export:
         golden.write(golden_path, feed, expected)
         self.files.append(_file("golden", golden_path))
 
-    def build_engines(self, resolution: Resolution) -> None:
-        """Every engine asked for, from the size's ONNX file."""
-        source = self.artifacts[-1]
-        for maker in self.makers:
+    def build_engines(self, maker: Builder) -> None:
+        """One engine for every ONNX file."""
+        sources = [artifact for artifact in self.artifacts if artifact.kind == "onnx"]
+        for source, resolution in zip(sources, self.request.resolutions, strict=True):
             self._build(maker, source, resolution)
 
     def finish(self) -> manifest.Manifest:
@@ -123,7 +128,7 @@ class _Export:
             model=request.model.name,
             rope=request.rope,
             output=request.output,
-            classes=self.weights.classes,
+            classes=self.classes,
             weights=manifest.WeightsEntry(
                 source=checkpoint.source,
                 revision=checkpoint.revision,
@@ -139,27 +144,24 @@ class _Export:
         written.write(self.folder)
         return written
 
-    def _reference(self, resolution: Resolution) -> tuple[np.ndarray, np.ndarray]:
+    def _reference(self, sized: Weights, resolution: Resolution) -> tuple[np.ndarray, np.ndarray]:
         """What the graph is fed, and the unfolded model's answers."""
-        from ropevit_export.models import reference, resize
+        from ropevit_export.models import reference
 
         request, preprocess = self.request, self.request.preprocess
         with self._stage(f"reference {resolution}") as note:
             pixels = samples.pixels(preprocess, resolution, request.seed)
             images = normalise(pixels, preprocess)
-            sized = resize.resize(request.model, self.weights, resolution)
             expected = reference.run(reference.build(request.model, sized, resolution, request.output), images)
             note(f"PyTorch float32 on {len(images)} images, rms of {request.output} {np.sqrt((expected**2).mean()):.3g}")
         return samples.feed(pixels, images, preprocess), expected
 
-    def _graph(self, io: IoSpec) -> Graph:
+    def _graph(self, sized: Weights, io: IoSpec) -> Graph:
         from ropevit_export import passes
-        from ropevit_export.models import resize
         from ropevit_export.rope.tables import block_tables
         from ropevit_export.trace.export import trace
 
         spec = self.request.model
-        sized = resize.resize(spec, self.weights, io.resolution)
         learned = {name: tensor.numpy() for name, tensor in sized.tensors.items() if name.endswith("freqs")}
         with self._stage(f"trace {io.resolution}") as note:
             traced = trace(spec, sized, block_tables(spec, learned, io.resolution), io)
@@ -178,9 +180,7 @@ class _Export:
         path = self.folder / f"model-{io.resolution}.onnx"
         facts = {"source": self.checkpoint.source, "sha256": self.checkpoint.sha256}
         facts["trained"] = str(self.checkpoint.trained).lower()
-        data = onnx_file.write(
-            graph, path, onnx_file.metadata(request.model, request.rope, request.preprocess, facts)
-        )
+        data = onnx_file.write(graph, path, onnx_file.metadata(request.model, request.rope, request.preprocess, facts))
         self.artifacts.append(
             manifest.ArtifactEntry(
                 kind="onnx",
@@ -188,7 +188,7 @@ class _Export:
                 sha256=manifest.sha256(path),
                 built_with=f"torch {_version('torch')}, opset {graph.model.opset_imports['']}",
                 targets=(),
-                files=(_file("weights", data),) if data else (),
+                files=(_file("weights", data),),
                 **_interface(request, io, output),
             )
         )
@@ -343,6 +343,8 @@ def _versions() -> dict[str, str]:
     """What the ONNX file's bytes and the numbers in the report depend on."""
     wanted = ("ropevit-export", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime",
               "onnxruntime-gpu", "tensorrt-rtx-cu13", "numpy")  # fmt: skip
-    installed = {each.metadata["Name"].lower().replace("_", "-"): each.version for each in importlib.metadata.distributions()}
-    found = {name: installed[name] for name in wanted if name in installed}
+    found = {}
+    for name in wanted:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = _version(name)
     return {"python": platform.python_version(), **found}

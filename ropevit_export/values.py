@@ -271,7 +271,7 @@ class EngineSpec:
 class Plan:
     """A built engine and what its builder said of it (one JSON object a kernel)."""
 
-    data: bytes
+    data: memoryview
     layers: tuple[Mapping[str, object], ...]
     built_with: str
     targets: tuple[str, ...]

@@ -66,7 +66,7 @@ class TensorRtRtx:
         if plan is None:
             raise BackendError(f"TensorRT-RTX failed to build {onnx.name}: {log.last_error()}")
         return Plan(
-            data=memoryview(plan).tobytes(),
+            data=memoryview(plan),
             layers=layer_report.parse(log.layers()),
             built_with=f"tensorrt-rtx {trt.__version__}, TF32 off",
             targets=targets,

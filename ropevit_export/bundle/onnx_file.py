@@ -1,4 +1,8 @@
-"""An ONNX graph on disk: one file, or above protobuf's 2 GB a graph with its weights beside it."""
+"""An ONNX graph on disk: a small graph, and its weights in a file beside it.
+
+Weights go to disk as they lie in memory. Inside the protobuf they would be copied three times, which costs more than
+tracing the model does, and models end at 2 GB.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,8 @@ import onnx_ir as ir
 
 from ropevit_export.values import Graph, ModelSpec, Preprocess, RopeMode
 
-# Protobuf ends at 2**31 bytes; shapes, names and nodes take a few of them.
-_PROTOBUF_LIMIT = 2**31 - 2**24
-
-
-def write(graph: Graph, path: Path, metadata: dict[str, str], *, limit: int = _PROTOBUF_LIMIT) -> Path | None:
-    """Write the model with its facts in `metadata_props`. Returns the weights' file where there is one."""
+def write(graph: Graph, path: Path, metadata: dict[str, str]) -> Path:
+    """Write the graph with its facts in `metadata_props`, and return the file of its weights."""
     model = graph.model
     model.producer_name = "ropevit-export"
     model.producer_version = None
@@ -22,10 +22,6 @@ def write(graph: Graph, path: Path, metadata: dict[str, str], *, limit: int = _P
     model.graph.name = metadata["model"]
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
-    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    if sum(tensor.nbytes for tensor in weights) < limit:
-        ir.save(model, path)
-        return None
     data = path.with_name(f"{path.name}.data")
     ir.save(model, path, external_data=data.name)
     return data

@@ -13,13 +13,14 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ropevit_export.passes.precision import ToFloat16
-from ropevit_export.passes.simplify import Simplify
+from ropevit_export.passes.simplify import FoldSequences, Simplify
 from ropevit_export.passes.verify import verify
 from ropevit_export.values import Graph, PassRecord, Precision
 
 DEFAULT: tuple[type[ir.passes.PassBase], ...] = (
     common.ClearMetadataAndDocStringPass,  # traces and paths of the machine that traced
     Simplify,
+    FoldSequences,
     common.IdentityEliminationPass,
     common.CommonSubexpressionEliminationPass,
     common.DeduplicateHashedInitializersPass,  # onnxsim gives every node its own copy of small constants

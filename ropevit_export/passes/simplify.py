@@ -10,6 +10,18 @@ from ropevit_export.errors import PassError
 _SMALL = 1024
 
 
+class FoldSequences(ir.passes.InPlacePass):
+    """onnxscript's folding, for what onnxsim leaves: torch writes a split as a sequence that is then indexed.
+
+    It runs after onnxsim because it takes a second on the raw trace and none on what is left of it.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        from onnxscript.optimizer import fold_constants_ir
+
+        return ir.passes.PassResult(model, modified=fold_constants_ir(model).modified)
+
+
 class Simplify(ir.passes.FunctionalPass):
     """Fold constants and shapes with onnxsim; weights stay the tensor objects they were."""
 

@@ -40,6 +40,7 @@ def trace(spec: ModelSpec, weights: Weights, tables: Sequence[Tables] | None, io
             input_names=[io.input.name],
             output_names=[io.output],
             dynamic_shapes=(batch,) if batch else None,
+            optimize=False,  # the passes do it, in a third of the time
             verbose=False,
         )
     if program is None:

@@ -1,4 +1,5 @@
-"""Exact algebra on weights, so that the graph has less to do. Computed in float64, rounded once to float32.
+"""Exact algebra on weights, so that the graph has less to do. A folded weight is rounded once: where the fold is one
+multiplication float32 does that by itself, where it is more it is computed in float64.
 
 Legend: O outputs · I inputs · A heads · K head width.
 """
@@ -24,8 +25,8 @@ class Dense(nn.Module):
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> None:
         super().__init__()
-        self.register_buffer("weight", weight_OI.T.to(torch.float32).contiguous())
-        self.register_buffer("bias", None if bias_O is None else bias_O.to(torch.float32).contiguous())
+        self.register_buffer("weight", weight_OI.T.contiguous())
+        self.register_buffer("bias", bias_O)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x @ self.weight
@@ -49,19 +50,18 @@ def linear(tensors: Tensors, name: str, gain_O: torch.Tensor | None = None) -> D
     """A linear layer, its outputs scaled by LayerScale where there is one."""
     weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
     if gain_O is not None:
-        gain = gain_O.double()
-        weight = weight.double() * gain[:, None]
-        bias = None if bias is None else bias.double() * gain
+        weight = weight * gain_O[:, None]
+        bias = None if bias is None else bias * gain_O
     return Dense(weight, bias)
 
 
 def projections(tensors: Tensors, name: str, *, heads: int, rotary: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Weight and bias of q, k and v, float64, with the attention scale in q.
+    """Weight and bias of q, k and v, with the attention scale in q.
 
     `rotary`: channels of q and k go from adjacent pairs to halves, x0 x2 … x1 x3 …: the same permutation in both leaves
     their products as they are, and the rotation needs no strided slice.
     """
-    weight, bias = tensors[f"{name}.weight"].double(), tensors[f"{name}.bias"].double()
+    weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
     head_dim = len(bias) // 3 // heads
     weights = list(weight.reshape(3, heads, head_dim, -1))
     biases = list(bias.reshape(3, heads, head_dim, 1))
