@@ -1,8 +1,8 @@
 """RoPE-ViT checkpoints to verified ONNX graphs and TensorRT engines.
 
-    from ropevit_export import Request, Resolution, export, find_model
+from ropevit_export import Request, Resolution, export, find_model
 
-    bundle = export(Request(model=find_model("rope_mixed_deit_base"), resolutions=(Resolution.parse("384"),)))
+bundle = export(Request(model=find_model("rope_mixed_deit_base"), resolutions=(Resolution.parse("384"),)))
 """
 
 from __future__ import annotations

@@ -13,7 +13,10 @@ from ropevit_export.values import Dim, IoSpec, Resolution
 
 
 def check(bundle: Path) -> list[ParityReport]:
-    """Hash every file, then run each ONNX artifact on the golden inputs. Raises BundleError for what is not as listed."""
+    """Hash every file, then run each ONNX artifact on the golden inputs.
+
+    Raises BundleError for a file that is not as listed.
+    """
     listed = manifest.read(bundle)
     _check_files(bundle, listed)
     reports = []
@@ -32,7 +35,9 @@ def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
             raise BundleError(f"{bundle} lacks {name}, which its manifest lists: copy the whole folder.")
         found = manifest.sha256(path)
         if found != sha256:
-            raise BundleError(f"{path} has SHA-256 {found[:12]}…, the manifest says {sha256[:12]}…: it was changed or damaged.")
+            raise BundleError(
+                f"{path} has SHA-256 {found[:12]}…, the manifest says {sha256[:12]}…: it was changed or damaged."
+            )
     strangers = sorted(path.name for path in bundle.iterdir() if path.name not in known)
     if strangers:
         raise BundleError(f"{bundle} holds {', '.join(strangers)}, which its manifest does not list.")
@@ -44,7 +49,9 @@ def _run(
     from ropevit_export.backends.onnxruntime import OnnxRuntime
 
     if artifact.precision not in TOLERANCES:
-        raise BundleError(f"{artifact.path} is of precision {artifact.precision}, for which there is no tolerance here.")
+        raise BundleError(
+            f"{artifact.path} is of precision {artifact.precision}, for which there is no tolerance here."
+        )
     feed, expected = golden.read(bundle / f"golden-{resolution}.safetensors")
     io = IoSpec(
         resolution=resolution,
@@ -52,4 +59,6 @@ def _run(
         output=listed.output,
         pixels=listed.preprocess.dtype == "uint8",
     )
-    return measure(OnnxRuntime(bundle / artifact.path), artifact.path, io, feed, expected, TOLERANCES[artifact.precision])
+    return measure(
+        OnnxRuntime(bundle / artifact.path), artifact.path, io, feed, expected, TOLERANCES[artifact.precision]
+    )

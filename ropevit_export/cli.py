@@ -21,7 +21,6 @@ from ropevit_export.models.zoo import MODELS, find_model
 from ropevit_export.values import Dim, Request, Resolution
 
 if TYPE_CHECKING:
-    from ropevit_export.parity.compare import ParityReport
     from ropevit_export.pipeline import Bundle
 
 ENGINES = ("auto", "none", "tensorrt-rtx")
@@ -82,25 +81,77 @@ def _target(text: str) -> str:
     epilog="Exit codes: 0 good, 1 a stage failed, 2 usage, 3 out of tolerance.",
 )
 @click.option("--model", metavar="NAME", help="Official, short or timm name; `ropevit-export models` lists them.")
-@click.option("--res", multiple=True, metavar="N|HxW", callback=_each(Resolution.parse), help="Image size; repeatable, commas too.")
-@click.option("--rope", type=click.Choice(["baked"]), default="baked", show_default=True, help="Rotary tables: constants, one graph a size.")
-@click.option("--weights", default="auto", show_default=True, metavar="auto|pretrained|random|PATH",
-              help="auto: cached or hub weights, random ones where no hub can be reached. pretrained: no weights is an error.")
+@click.option(
+    "--res",
+    multiple=True,
+    metavar="N|HxW",
+    callback=_each(Resolution.parse),
+    help="Image size; repeatable, commas too.",
+)
+@click.option(
+    "--rope",
+    type=click.Choice(["baked"]),
+    default="baked",
+    show_default=True,
+    help="Rotary tables: constants, one graph a size.",
+)
+@click.option(
+    "--weights",
+    default="auto",
+    show_default=True,
+    metavar="auto|pretrained|random|PATH",
+    help="auto: cached or hub weights, random ones where no hub can be reached. pretrained: no weights is an error.",
+)
 @click.option("--revision", metavar="COMMIT", help="The hub's commit to take weights from  [default: the newest].")
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Number format of the graph itself.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Number format of the graph itself.",
+)
 @click.option("--batch", default="1", show_default=True, metavar="N|MIN:OPT:MAX", help="Static or dynamic batch.")
-@click.option("--engine", multiple=True, type=click.Choice(ENGINES), default=("auto",), help="Repeatable. auto: TensorRT-RTX, built ahead of time, where it is installed.  [default: auto]")
-@click.option("--sm", multiple=True, metavar="CC", callback=_each(_target), help="Compute capabilities an engine must run on, such as 86,89,120.  [default: all but 75]")
-@click.option("--output", type=click.Choice(["logits", "cls", "tokens"]), default="logits", show_default=True, help="Head, pooled feature, or all tokens.")
+@click.option(
+    "--engine",
+    multiple=True,
+    type=click.Choice(ENGINES),
+    default=("auto",),
+    help="Repeatable. auto: TensorRT-RTX, built ahead of time, where it is installed.  [default: auto]",
+)
+@click.option(
+    "--sm",
+    multiple=True,
+    metavar="CC",
+    callback=_each(_target),
+    help="Compute capabilities an engine must run on, such as 86,89,120.  [default: all but 75]",
+)
+@click.option(
+    "--output",
+    type=click.Choice(["logits", "cls", "tokens"]),
+    default="logits",
+    show_default=True,
+    help="Head, pooled feature, or all tokens.",
+)
 @click.option("--pixels", is_flag=True, help="The graph takes raw uint8 NHWC pixels and normalises itself.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="For random weights and the noise that parity is measured on.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The bundle's folder  [default: engines/<short name>-<res>-<precision>].")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="For random weights and the noise that parity is measured on.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The bundle's folder  [default: engines/<short name>-<res>-<precision>].",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is whole.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 @click.version_option(package_name="ropevit-export")
 @click.pass_context
-def cli(ctx: click.Context, **options: Any) -> None:
+def cli(ctx: click.Context, /, **options: Any) -> None:
     """RoPE-ViT checkpoints to verified ONNX graphs and TensorRT engines.
 
     \b
@@ -158,13 +209,17 @@ def _export(
 ) -> None:  # fmt: skip
     if not model:
         raise UsageError("no model: give --model NAME; `ropevit-export models` lists them.")
-    request = Request(model=find_model(model), resolutions=res, batch=Dim.parse(batch), engines=engine, targets=sm, **rest)
+    request = Request(
+        model=find_model(model), resolutions=res, batch=Dim.parse(batch), engines=engine, targets=sm, **rest
+    )
     from ropevit_export import pipeline
 
     with _quiet_libraries(), _progress(pipeline.stage_count(request), quiet=quiet) as progress:
         bundle = pipeline.export(request, out=out, force=force, progress=progress)
     if as_json:
-        click.echo(json.dumps({"bundle": str(bundle.path), "remark": bundle.remark, **bundle.manifest.model_dump(mode="json")}))
+        click.echo(
+            json.dumps({"bundle": str(bundle.path), "remark": bundle.remark, **bundle.manifest.model_dump(mode="json")})
+        )
     else:
         _print_summary(bundle)
 

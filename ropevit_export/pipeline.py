@@ -8,7 +8,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from ropevit_export.bundle import golden, manifest, onnx_file, report, staging
 from ropevit_export.errors import ParityError
 from ropevit_export.parity import compare, samples
-from ropevit_export.parity.tolerance import TOLERANCES
+from ropevit_export.parity.tolerance import TOLERANCES, Tolerance
 from ropevit_export.preprocess import normalise
 from ropevit_export.values import Checkpoint, EngineSpec, Graph, IoSpec, Plan, Request, Resolution, TensorSpec, Weights
 
@@ -153,7 +153,9 @@ class _Export:
             pixels = samples.pixels(preprocess, resolution, request.seed)
             images = normalise(pixels, preprocess)
             expected = reference.run(reference.build(request.model, sized, resolution, request.output), images)
-            note(f"PyTorch float32 on {len(images)} images, rms of {request.output} {np.sqrt((expected**2).mean()):.3g}")
+            note(
+                f"PyTorch float32 on {len(images)} images, rms of {request.output} {np.sqrt((expected**2).mean()):.3g}"
+            )
         return samples.feed(pixels, images, preprocess), expected
 
     def _graph(self, sized: Weights, io: IoSpec) -> Graph:
@@ -189,7 +191,11 @@ class _Export:
                 built_with=f"torch {_version('torch')}, opset {graph.model.opset_imports['']}",
                 targets=(),
                 files=(_file("weights", data),),
-                **_interface(request, io, output),
+                resolutions=((io.resolution.height, io.resolution.width),),
+                batch=manifest.BatchEntry(**dataclasses.asdict(io.batch)),
+                precision=request.precision,
+                inputs=(manifest.TensorEntry(**dataclasses.asdict(io.input)),),
+                outputs=(manifest.TensorEntry(**dataclasses.asdict(output)),),
             )
         )
         return path
@@ -235,7 +241,7 @@ class _Export:
 
 
 def measure(
-    runner: Runner, artifact: str, io: IoSpec, feed: np.ndarray, expected: np.ndarray, tolerance: compare.Tolerance
+    runner: Runner, artifact: str, io: IoSpec, feed: np.ndarray, expected: np.ndarray, tolerance: Tolerance
 ) -> compare.ParityReport:
     """Run an artifact on the samples, at every batch size that its batch axis makes worth trying."""
     batches = _batches(io, len(feed))
@@ -259,7 +265,9 @@ def measure(
 
 def _batches(io: IoSpec, count: int) -> list[int]:
     """The static batch; or the smallest of a dynamic one, then one that holds every sample."""
-    return sorted({io.batch.min, min(max(io.batch.min, count), io.batch.max)} if not io.batch.is_static else {io.batch.min})
+    return sorted(
+        {io.batch.min, min(max(io.batch.min, count), io.batch.max)} if not io.batch.is_static else {io.batch.min}
+    )
 
 
 def _load(request: Request, progress: Progress) -> tuple[Weights, Checkpoint]:
@@ -277,7 +285,7 @@ def _load(request: Request, progress: Progress) -> tuple[Weights, Checkpoint]:
 
 
 def _final_folder(request: Request, checkpoint: Checkpoint, out: Path | None) -> Path:
-    """Nobody takes a random bundle for a trained one: its name says so, unless random weights were asked for by name."""
+    """A bundle of random weights says so in its name, unless both the folder and random weights were asked for."""
     final = out or DEFAULT_FOLDER / request.bundle_name
     keeps_name = checkpoint.trained or final.name.endswith(RANDOM_SUFFIX) or (out and request.weights == "random")
     return final if keeps_name else final.with_name(final.name + RANDOM_SUFFIX)
@@ -305,16 +313,6 @@ def _engine_spec(request: Request, maker: Builder, resolution: Resolution) -> En
 
 def _engine_note(name: str, plan: Plan) -> str:
     return f"{name}: {len(plan.layers)} kernels, built with {plan.built_with}, not run here"
-
-
-def _interface(request: Request, io: IoSpec, output: TensorSpec) -> dict[str, object]:
-    return {
-        "resolutions": ((io.resolution.height, io.resolution.width),),
-        "batch": manifest.BatchEntry(**dataclasses.asdict(io.batch)),
-        "precision": request.precision,
-        "inputs": (manifest.TensorEntry(**dataclasses.asdict(io.input)),),
-        "outputs": (manifest.TensorEntry(**dataclasses.asdict(output)),),
-    }
 
 
 def _parity_entry(each: compare.ParityReport) -> manifest.ParityEntry:

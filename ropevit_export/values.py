@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from ropevit_export.errors import UsageError
 
@@ -161,7 +161,9 @@ class ModelSpec:
         if self.family == "deit":
             return tuple((f"blocks.{block}.", 0) for block in range(self.depths[0]))
         return tuple(
-            (f"layers.{stage}.blocks.{block}.", stage) for stage, depth in enumerate(self.depths) for block in range(depth)
+            (f"layers.{stage}.blocks.{block}.", stage)
+            for stage, depth in enumerate(self.depths)
+            for block in range(depth)
         )
 
     def check(self, resolution: Resolution) -> None:
@@ -330,5 +332,5 @@ class Request:
             interpolation="bicubic",
             crop=self.model.resize_ratio,
             layout="NHWC" if self.pixels else "NCHW",
-            dtype=cast("Literal['float32', 'uint8']", "uint8" if self.pixels else "float32"),
+            dtype="uint8" if self.pixels else "float32",
         )

@@ -9,7 +9,8 @@ from ropevit_export.errors import BackendError
 _FIELDS = ("Name", "LayerType", "Inputs", "Constants", "Outputs", "TacticName", "StreamId", "Metadata")
 _FIELD = re.compile(rf"(?:^|, )({'|'.join(_FIELDS)}): ")
 _TENSOR = re.compile(
-    r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\], Strides: .*?Datatype: (?P<dtype>\w+), Format: (?P<format>.*?) \}"
+    r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\], Strides: .*?"
+    r"Datatype: (?P<dtype>\w+), Format: (?P<format>.*?) \}"
 )
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ropevit_export.errors import BundleError
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -113,7 +113,11 @@ class Manifest(_Strict):
 
     def all_files(self) -> list[tuple[str, str]]:
         """(path, SHA-256) of every file of the bundle but this one."""
-        entries = [*self.artifacts, *(each for artifact in self.artifacts for each in artifact.files), *self.files]
+        entries: list[ArtifactEntry | FileEntry] = [
+            *self.artifacts,
+            *(each for artifact in self.artifacts for each in artifact.files),
+            *self.files,
+        ]
         return [(entry.path, entry.sha256) for entry in entries]
 
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from ropevit_export.values import Graph, ModelSpec, Preprocess, RopeMode
 
+
 def write(graph: Graph, path: Path, metadata: dict[str, str]) -> Path:
     """Write the graph with its facts in `metadata_props`, and return the file of its weights."""
     model = graph.model

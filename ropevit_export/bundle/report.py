@@ -29,11 +29,7 @@ def render(
         "",
         "| artifact | size | batch | built with | targets |",
         "|---|---|---|---|---|",
-        *(
-            f"| {a.path} | {', '.join(f'{h}x{w}' for h, w in a.resolutions)} | {a.batch.min}:{a.batch.opt}:{a.batch.max} "
-            f"| {a.built_with} | {', '.join(f'SM {t}' for t in a.targets)} |"
-            for a in artifacts
-        ),
+        *(_artifact(each) for each in artifacts),
         "",
         "## Parity",
         "",
@@ -47,11 +43,26 @@ def render(
     return "\n".join(lines) + "\n"
 
 
+def _artifact(each: ArtifactEntry) -> str:
+    sizes = ", ".join(f"{height}x{width}" for height, width in each.resolutions)
+    batch = f"{each.batch.min}:{each.batch.opt}:{each.batch.max}"
+    targets = ", ".join(f"SM {target}" for target in each.targets)
+    return f"| {each.path} | {sizes} | {batch} | {each.built_with} | {targets} |"
+
+
 def _row(each: ParityReport) -> str:
     m = each.metrics
-    top1 = "" if m.top1 is None else f"{m.top1:.0%}"
-    verdict = "passed" if each.passed else "FAILED"
-    return (
-        f"| {each.artifact} | {each.resolution} | {', '.join(map(str, each.batches))} | {m.max_abs:.2e} | {m.mean_abs:.2e} "
-        f"| {m.relative:.2e} | {each.tolerance.relative:.0e} | {m.cosine:.9f} | {top1} | {m.not_finite} | {verdict} |"
+    cells = (
+        each.artifact,
+        each.resolution,
+        ", ".join(map(str, each.batches)),
+        f"{m.max_abs:.2e}",
+        f"{m.mean_abs:.2e}",
+        f"{m.relative:.2e}",
+        f"{each.tolerance.relative:.0e}",
+        f"{m.cosine:.9f}",
+        "" if m.top1 is None else f"{m.top1:.0%}",
+        m.not_finite,
+        "passed" if each.passed else "FAILED",
     )
+    return f"| {' | '.join(map(str, cells))} |"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -34,7 +34,9 @@ def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
         raise CheckpointError(
             f"{checkpoint.source} does not fit {spec.name}: {'; '.join(filter(None, problems))}.{_owner(tensors)}"
         )
-    return Weights(tensors={name: _float32(checkpoint.source, name, tensors[name]) for name in expected}, classes=classes)
+    return Weights(
+        tensors={name: _float32(checkpoint.source, name, tensors[name]) for name in expected}, classes=classes
+    )
 
 
 def _official(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -101,8 +103,8 @@ def _float32(source: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _named(problem: str, names: Collection[str | None] | object) -> str | None:
-    found = sorted(name for name in names if name)  # type: ignore[attr-defined]
+def _named(problem: str, names: Iterable[str | None]) -> str | None:
+    found = sorted(name for name in names if name)
     if not found:
         return None
     shown = ", ".join(found[:_NAMES_SHOWN])

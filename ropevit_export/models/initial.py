@@ -32,11 +32,13 @@ def random_checkpoint(spec: ModelSpec, seed: int) -> Checkpoint:
     for name, shape in layout.shapes(spec).items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ seed)
         tensor = torch.empty(shape).normal_(generator=generator)
-        if len(shape) == 1 and name.endswith("norm.weight") or name.rsplit(".", 2)[-2:-1] in (["norm1"], ["norm2"]):
+        if (len(shape) == 1 and name.endswith("norm.weight")) or name.rsplit(".", 2)[-2:-1] in (["norm1"], ["norm2"]):
             mean, std = (1.0, 0.05) if name.endswith("weight") else _SPREAD["bias"]
         else:
             fan_in = tensor[0].numel()
             mean, std = _SPREAD.get(name.rsplit(".", 1)[-1], (0.0, fan_in**-0.5))
         tensors[name] = tensor.mul_(std).add_(mean)
         digest.update(tensor.numpy().data)
-    return Checkpoint(tensors=tensors, source="random", revision=f"seed {seed}", sha256=digest.hexdigest(), trained=False)
+    return Checkpoint(
+        tensors=tensors, source="random", revision=f"seed {seed}", sha256=digest.hexdigest(), trained=False
+    )

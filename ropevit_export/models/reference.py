@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ class Reference(nn.Module):
 
     def __init__(self, model: nn.Module, output: Output) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.output = output
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -32,8 +32,7 @@ class Reference(nn.Module):
         tokens = self.model.forward_features(image)
         if self.output == "tokens":
             return tokens if tokens.ndim == 3 else tokens.flatten(1, 2)
-        out: torch.Tensor = self.model.forward_head(tokens, pre_logits=self.output == "cls")
-        return out
+        return self.model.forward_head(tokens, pre_logits=self.output == "cls")
 
 
 def build(spec: ModelSpec, weights: Weights, resolution: Resolution, output: Output) -> Reference:
@@ -106,7 +105,7 @@ def _fill_buffers(model: nn.Module) -> None:
                 blank = torch.full_like(buffer, math.nan if buffer.is_floating_point() else -1, device="cpu")
                 module.register_buffer(name, blank, persistent=False)
         if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+            cast("Any", module).init_non_persistent_buffers()
 
 
 def run(model: Reference, images: FloatArray) -> FloatArray:

@@ -51,8 +51,7 @@ class RopeWindowAttention(nn.Module):
         if mask is not None:
             scores = scores.reshape(-1, len(mask), self.heads, tokens, tokens) + mask[:, None]
             scores = scores.reshape(count, self.heads, tokens, tokens)
-        out: torch.Tensor = self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(count, tokens, dim))
-        return out
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(count, tokens, dim))
 
     def _turn(self) -> torch.Tensor:
         """Unit complex numbers (heads, N, head_dim/2), one a channel pair."""

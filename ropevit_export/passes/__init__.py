@@ -50,7 +50,10 @@ def apply(graph: Graph, steps: Sequence[ir.passes.PassBase]) -> Graph:
         model = result.model
         history.append(
             PassRecord(
-                name=type(step).__name__, fired=result.modified, nodes_before=before, nodes_after=model.graph.num_nodes()
+                name=type(step).__name__,
+                fired=result.modified,
+                nodes_before=before,
+                nodes_after=model.graph.num_nodes(),
             )
         )
     return dataclasses.replace(graph, model=model, history=tuple(history))

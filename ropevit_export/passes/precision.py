@@ -14,8 +14,8 @@ class ToFloat16(ir.passes.InPlacePass):
     """Float32 weights, tables and values become float16; the graph's inputs and outputs keep their types, behind casts.
 
     What stays sane by the operators' own definitions: LayerNormalization computes mean and variance in float32
-    (`stash_type` 1), and runtimes accumulate MatMul and Softmax of float16 in float32. Rotary tables are rounded from the
-    float32 ones, an error of 2e-4, which is below that of the float16 queries they turn.
+    (`stash_type` 1), and runtimes accumulate MatMul and Softmax of float16 in float32. Rotary tables are rounded from
+    the float32 ones, an error of 2e-4, which is below that of the float16 queries they turn.
 
     Raises PassError where a weight is too large for float16, by name: it would become infinity.
     """
@@ -38,13 +38,13 @@ class ToFloat16(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-def _half(value: ir.Value) -> ir.Tensor:
+def _half(value: ir.Value) -> ir.TensorProtocol:
     assert value.const_value is not None
     array = value.const_value.numpy()
     largest = float(np.abs(array).max(initial=0.0))
     if largest > _HALF_MAX:
         raise PassError(
-            f"{value.name} holds {largest:.3g}, float16 ends at {_HALF_MAX:.0f}: use --precision fp32 for this checkpoint."
+            f"{value.name} holds {largest:.3g}, float16 ends at {_HALF_MAX:.0f}: use --precision fp32 for this model."
         )
     return ir.Tensor(array.astype(np.float16), name=value.name)
 

@@ -38,7 +38,9 @@ class Simplify(ir.passes.FunctionalPass):
         simple = ir.from_proto(proto)
         _attach_weights(simple, weights)
         if [value.name for value in simple.graph.outputs] != outputs:
-            raise PassError(f"onnxsim renamed the outputs {outputs} to {[value.name for value in simple.graph.outputs]}.")
+            raise PassError(
+                f"onnxsim renamed the outputs {outputs} to {[value.name for value in simple.graph.outputs]}."
+            )
         modified = len(simple.graph) != len(model.graph)
         return ir.passes.PassResult(simple, modified)
 
@@ -50,7 +52,7 @@ def _detach_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
         tensor = value.const_value
         if tensor is not None and tensor.nbytes > _SMALL:
             weights[name] = tensor
-            value.shape, value.dtype = ir.Shape(tensor.shape), tensor.dtype
+            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
             del model.graph.initializers[name]
             value.const_value = None
             model.graph.inputs.append(value)

@@ -68,7 +68,11 @@ def _duplicate_faults(model: ir.Model) -> list[str]:
         tensor = value.const_value
         if tensor is None or tensor.nbytes < 1 << 16:
             continue
-        key = (tensor.dtype, tuple(tensor.shape), hash(tensor.numpy().reshape(-1)[:: 1 + tensor.size // 4096].tobytes()))
+        key = (
+            tensor.dtype,
+            tuple(tensor.shape),
+            hash(tensor.numpy().reshape(-1)[:: 1 + tensor.size // 4096].tobytes()),
+        )
         if key in seen and (tensor.numpy() == model.graph.initializers[seen[key]].const_value.numpy()).all():  # type: ignore[union-attr]
             faults.append(f"{name} and {seen[key]} are the same tensor stored twice")
         seen.setdefault(key, name)

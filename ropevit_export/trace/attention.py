@@ -66,7 +66,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     heads = cos.shape[2]
     groups = (count // heads, heads) if heads > 1 else (1, count)
     pairs = x.reshape(-1, tokens, *groups, 2, width // 2)
-    a, b = pairs.split(1, -2)
+    a, b = pairs.chunk(2, -2)
     turned = pairs * cos + torch.cat([-b, a], -2) * sin
     return turned.reshape(-1, tokens, count, width)
 

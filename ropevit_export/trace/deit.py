@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 class DeployDeit(nn.Module):
     """Patches, class token, blocks, head. Where only the class token is read, the last block computes no other."""
 
+    cls_token: torch.Tensor
+    pos_embed: torch.Tensor | None
+
     def __init__(self, spec: ModelSpec, weights: Weights, tables: Sequence[Tables] | None, io: IoSpec) -> None:
         super().__init__()
         tensors = weights.tensors
@@ -43,8 +46,7 @@ class DeployDeit(nn.Module):
         for index, block in enumerate(self.blocks):
             x = block(x, *self.tables(index))
         if self.io.output == "tokens":
-            out: torch.Tensor = self.norm(x)
-            return out
+            return self.norm(x)
         x = self.norm(x).flatten(1)  # one token is left
         return x if self.head is None else self.head(x)
 
@@ -70,8 +72,7 @@ class Block(nn.Module):
         if self.first_only:
             x = x[:, :1]
         x = x + y
-        out: torch.Tensor = x + self.mlp(self.norm2(x))
-        return out
+        return x + self.mlp(self.norm2(x))
 
 
 class TableBank(nn.Module):

@@ -23,6 +23,9 @@ PIXEL_SCALE = 1 / 128
 class Dense(nn.Module):
     """x @ weight_IO + bias_O. Stored as the graph needs it: no transpose to export or to fold."""
 
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> None:
         super().__init__()
         self.register_buffer("weight", weight_OI.T.contiguous())
@@ -35,6 +38,9 @@ class Dense(nn.Module):
 
 class Norm(nn.Module):
     """LayerNorm over the last axis."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
 
     def __init__(self, tensors: Tensors, name: str, eps: float) -> None:
         super().__init__()
@@ -85,13 +91,17 @@ class PatchEmbed(nn.Module):
     Exact because patches don't overlap and nothing is padded.
     """
 
+    weight: torch.Tensor
+    bias: torch.Tensor
+
     def __init__(self, tensors: Tensors, *, pixels: bool) -> None:
         super().__init__()
         weight, bias = tensors["patch_embed.proj.weight"].double(), tensors["patch_embed.proj.bias"].double()
         self.stride = weight.shape[-1]
         self.pixels = pixels
         if pixels:
-            mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+            mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)[:, None, None]
+            std = torch.tensor(IMAGENET_STD, dtype=torch.float64)[:, None, None]
             bias = bias - (weight * mean / std).sum((1, 2, 3))
             weight = weight / (255 * std * PIXEL_SCALE)
         self.register_buffer("weight", weight.float().contiguous())

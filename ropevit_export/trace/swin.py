@@ -81,8 +81,7 @@ class Block(nn.Module):
     def forward(self, x_BTC: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None) -> torch.Tensor:
         windows = self.partition(self.norm1(x_BTC))
         x_BTC = x_BTC + self.restore(self.attention(windows, cos, sin, self.bias, self.mask))
-        out: torch.Tensor = x_BTC + self.mlp(self.norm2(x_BTC))
-        return out
+        return x_BTC + self.mlp(self.norm2(x_BTC))
 
     def partition(self, x_BTC: torch.Tensor) -> torch.Tensor:
         """(B, T, channels) → (B·windows, N, channels)."""
@@ -115,8 +114,7 @@ class Merge(nn.Module):
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
         (rows, columns), channels = self.size, x_BTC.shape[-1]
         x = x_BTC.view(-1, rows // 2, 2, columns // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
-        out: torch.Tensor = self.reduction(self.norm(x.reshape(-1, rows * columns // 4, 4 * channels)))
-        return out
+        return self.reduction(self.norm(x.reshape(-1, rows * columns // 4, 4 * channels)))
 
 
 def position_bias(table: torch.Tensor, window: Size) -> torch.Tensor:
@@ -131,7 +129,8 @@ def shift_mask(size: Size, window: Size, shift: tuple[int, ...]) -> torch.Tensor
     region_of = []
     for extent, wide, moved in zip(size, window, shift, strict=True):
         at = torch.arange(extent)
-        region_of.append((at >= extent - wide).long() + (at >= extent - moved).long() if moved else torch.zeros_like(at))
+        edges = (at >= extent - wide).long() + (at >= extent - moved).long()
+        region_of.append(edges if moved else torch.zeros_like(at))
     region = region_of[0][:, None] * 3 + region_of[1]
     (rows, columns), (high, wide) = size, window
     region = region.view(rows // high, high, columns // wide, wide).permute(0, 2, 1, 3).reshape(-1, high * wide)
