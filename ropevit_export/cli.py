@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,26 +27,29 @@ ENGINES = ("auto", "none", "tensorrt-rtx")
 
 
 def main() -> NoReturn:
-    """Console entry point: an error is one line on stderr and the exit code of its class."""
+    """Console entry point."""
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: huge pages for weights, half the page faults
-    try:
-        cli.main(standalone_mode=False)
-        code = 0
-    except click.UsageError as error:
-        code = _fail(error.format_message(), 2)
-    except click.ClickException as error:
-        code = _fail(error.format_message(), error.exit_code)
-    except RopevitError as error:
-        code = _fail(str(error), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        code = _fail("interrupted, nothing was written.", 130)
-    except BrokenPipeError:  # the reader of our stdout has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.stdout.flush()
+    code = run(sys.argv[1:])
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # taking torch and TensorRT apart again takes two seconds and changes nothing
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code; an error is one line on stderr and the code of its class."""
+    try:
+        cli.main(list(arguments), prog_name="ropevit-export", standalone_mode=False)
+    except click.ClickException as error:  # usage errors among them, with exit code 2
+        return _fail(error.format_message(), error.exit_code)
+    except RopevitError as error:
+        return _fail(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted, nothing was written.", 130)
+    except BrokenPipeError:  # the reader of our stdout has left
+        return 1
+    return 0
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
@@ -234,7 +237,8 @@ def _print_summary(bundle: Bundle) -> None:
     parity = {each.artifact: each for each in manifest.parity}
     table = Table("artifact", "size", "batch", "precision", "MB", "max error", "of limit", "parity")
     for each in manifest.artifacts:
-        size = (bundle.path / each.path).stat().st_size / 1e6
+        parts = [each.path, *(part.path for part in each.files if part.kind == "weights")]
+        size = sum((bundle.path / part).stat().st_size for part in parts) / 1e6
         row = parity.get(each.path)
         verdict = ["", "", "not run here"]
         if row is not None:

@@ -49,7 +49,7 @@ class Resolution:
     @classmethod
     def parse(cls, text: str) -> Resolution:
         """`384` or `256x352` (height x width)."""
-        found = re.fullmatch(r"\s*(\d{1,6})(?:[xX](\d{1,6}))?\s*", text)
+        found = re.fullmatch(r"\s*(\d{1,6})(?:[xX](\d{1,6}))?\s*", text, re.ASCII)
         if not found:
             raise UsageError(f"resolution {text!r} is not a size: give N for a square or HxW, such as 384 or 256x352.")
         height, width = found.groups()
@@ -74,7 +74,7 @@ class Dim:
     @classmethod
     def parse(cls, text: str) -> Dim:
         """`4` (static) or `1:8:32` (min:opt:max)."""
-        if not re.fullmatch(r"\d{1,6}(:\d{1,6}:\d{1,6})?", text):
+        if not re.fullmatch(r"\d{1,6}(:\d{1,6}:\d{1,6})?", text, re.ASCII):
             raise UsageError(f"batch {text!r} is neither N nor MIN:OPT:MAX, such as 4 or 1:8:32.")
         sizes = [int(part) for part in text.split(":")]
         low, opt, high = sizes * 3 if len(sizes) == 1 else sizes

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ropevit_export.errors import CheckpointError
@@ -32,22 +30,23 @@ def read(path: Path) -> Checkpoint:
     if path.is_dir() or path.suffix not in _SUFFIXES:
         raise CheckpointError(f"{path} is not a checkpoint file: needs one of {', '.join(_SUFFIXES)}.")
     try:
-        sha256 = _digest(path)
+        sha256 = digest(path)
         content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise CheckpointError(f"{path} can't be read as a checkpoint, it is truncated or not one: {reason}") from error
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from error
+    except Exception as error:  # damaged bytes lead torch's reader anywhere: IndexError, struct.error, AssertionError
+        reason = str(error).strip().split("\n")[0][:200]
+        raise CheckpointError(f"{path} can't be read as a checkpoint, it is truncated or not one: {reason}") from error
     return Checkpoint(tensors=_tensors(path, content), source=path.name, revision=None, sha256=sha256, trained=True)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    sha256 = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 def _unpickle(path: Path) -> object:
@@ -72,7 +71,6 @@ def _tensors(path: Path, content: object) -> dict[str, torch.Tensor]:
     if not named or len(named) != len(content):
         others = ", ".join(str(key) for key in content if str(key) not in named)[:120] or "nothing"
         raise CheckpointError(f"{path} holds {others} where a dictionary of tensors was needed.")
-    for wrapper in _WRAPPERS:
-        if all(key.startswith(wrapper) for key in named):
-            named = {key.removeprefix(wrapper): value for key, value in named.items()}
+    while wrapper := next((each for each in _WRAPPERS if all(key.startswith(each) for key in named)), None):
+        named = {key.removeprefix(wrapper): value for key, value in named.items()}
     return named

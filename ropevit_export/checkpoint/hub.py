@@ -27,9 +27,10 @@ def fetch(files: Sequence[HubFile], revision: str | None = None) -> Checkpoint:
         cached = _cached(candidate, revision)
         if cached is not None:
             return cached
+    for candidate in files:
         found = _probe(candidate, revision)
         if found is not None:
-            return _download(candidate, found)
+            return _download(candidate, revision, found)
     tried = " or ".join(f"{each.repo}/{each.filename}" for each in files)
     at = f" at revision {revision}" if revision else ""
     raise CheckpointError(f"the hub has no {tried}{at}: give a local file with --weights PATH.")
@@ -59,10 +60,10 @@ def _probe(candidate: HubFile, revision: str | None) -> HfFileMetadata | None:
         raise HubUnreachableError(f"no connection to the hub for {name} ({error}), and no cached copy.") from error
 
 
-def _download(candidate: HubFile, found: HfFileMetadata) -> Checkpoint:
+def _download(candidate: HubFile, revision: str | None, found: HfFileMetadata) -> Checkpoint:
     name = f"{candidate.repo}/{candidate.filename}"
-    try:
-        path = Path(hf_hub_download(candidate.repo, candidate.filename, revision=found.commit_hash))
+    try:  # by the revision's own name: only then does the cache note which commit that is, for runs without a hub
+        path = Path(hf_hub_download(candidate.repo, candidate.filename, revision=revision))
     except HfHubHTTPError as error:
         raise CheckpointError(f"the hub answered {error.response.status_code} for {name}.") from error
     except OSError as error:  # the body was shorter than announced, or the disk is full
@@ -71,15 +72,14 @@ def _download(candidate: HubFile, found: HfFileMetadata) -> Checkpoint:
         if not _is_transport(error):
             raise
         raise CheckpointError(f"{name} did not arrive whole, the connection broke: {_line(error)}") from error
-    checkpoint = _checkpoint(candidate, path)
-    if found.etag and _SHA256.fullmatch(found.etag) and found.etag != checkpoint.sha256:
+    if found.etag and _SHA256.fullmatch(found.etag) and found.etag != (sha256 := file.digest(path)):
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{name} has SHA-256 {checkpoint.sha256[:12]}…, the hub says {found.etag[:12]}…: "
+            f"{name} has SHA-256 {sha256[:12]}…, the hub says {found.etag[:12]}…: "
             "damaged on its way and removed from the cache. Run again."
         )
-    return checkpoint
+    return _checkpoint(candidate, path)
 
 
 def _checkpoint(candidate: HubFile, path: Path) -> Checkpoint:

@@ -20,7 +20,11 @@ def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
 
     Raises CheckpointError that names missing, unexpected, wrongly shaped and non-finite parameters.
     """
-    tensors = _official(spec, checkpoint.tensors)
+    found = _official(checkpoint.tensors)
+    if fault := _frequency_fault(spec, found):
+        raise CheckpointError(f"{checkpoint.source}: {fault}{_owner(spec, found)}")
+    fixed = _fixed_frequencies(spec, found)
+    tensors = {name: tensor for name, tensor in found.items() if name not in fixed}
     head = tensors.get("head.weight")
     classes = head.shape[0] if head is not None and head.ndim == 2 else 1000
     expected = layout.shapes(spec, classes=classes)
@@ -32,24 +36,20 @@ def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
     ]  # fmt: skip
     if any(problems):
         raise CheckpointError(
-            f"{checkpoint.source} does not fit {spec.name}: {'; '.join(filter(None, problems))}.{_owner(tensors)}"
+            f"{checkpoint.source} does not fit {spec.name}: {'; '.join(filter(None, problems))}.{_owner(spec, found)}"
         )
     return Weights(
         tensors={name: _float32(checkpoint.source, name, tensors[name]) for name in expected}, classes=classes
     )
 
 
-def _official(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _official(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors under official names, without the buffers that follow from the architecture."""
-    last_downsample = f"layers.{len(spec.dims) - 1}.downsample."
-    shifted = any(key.startswith(last_downsample) for key in tensors)
+    shifted = any(key.startswith("layers.3.downsample.") for key in tensors)
     out: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
         name = layout.official_name(key, shifted_stages=shifted)
         if layout.BUFFERS.search(name):
-            continue
-        if spec.rope.kind == "axial" and layout.AXIAL_FREQUENCIES.search(name):
-            _check_axial(spec, key, tensor)
             continue
         if name == "freqs" and tensor.ndim == 4:  # timm keeps (2, depth, heads, pairs)
             tensor = tensor.flatten(2)
@@ -57,22 +57,31 @@ def _official(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> dict[str,
     return out
 
 
-def _check_axial(spec: ModelSpec, key: str, freqs: torch.Tensor) -> None:
-    """Refuse a file whose fixed frequencies are not the published ones: its model was trained with another theta."""
+def _fixed_frequencies(spec: ModelSpec, names: Iterable[str]) -> set[str]:
+    """Those of `names` that the model computes: they are checked, not loaded."""
+    return {name for name in names if spec.rope.kind == "axial" and layout.AXIAL_FREQUENCIES.search(name)}
+
+
+def _frequency_fault(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """What is wrong with a file whose fixed frequencies are not the published ones: it is of another model or theta."""
     pairs = spec.head_dim // 2
     steps = torch.arange(0, spec.head_dim, 4, dtype=torch.float64) / spec.head_dim
     magnitude = spec.rope.theta**-steps
     expected = torch.zeros(2, 1, pairs, dtype=torch.float64)
     expected[0, 0, : pairs // 2] = magnitude
     expected[1, 0, pairs // 2 :] = magnitude
-    if freqs.ndim != 3 or freqs.shape[0] != 2 or freqs.shape[2] != pairs:
-        raise CheckpointError(f"{key} has shape {tuple(freqs.shape)}, needs (2, heads, {pairs}).")
-    error = float((freqs.double() - expected).abs().max())
-    if not error < 1e-5:
-        raise CheckpointError(
-            f"{key} differs by {error:.1e} from axial frequencies of theta {spec.rope.theta:g}: "
-            f"this checkpoint was trained with another theta, which {spec.name} does not describe."
-        )
+    for name in sorted(_fixed_frequencies(spec, tensors)):
+        freqs = tensors[name]
+        if not freqs.is_floating_point() or freqs.ndim != 3 or freqs.shape[0] != 2 or freqs.shape[2] != pairs:
+            return f"{name} is {freqs.dtype} {tuple(freqs.shape)}, needs floating-point (2, heads, {pairs})."
+        error = float((freqs.double() - expected).abs().max())
+        if not error < max(1e-5, torch.finfo(freqs.dtype).eps):
+            return (
+                f"{name} differs by {error:.1e} from axial frequencies of theta {spec.rope.theta:g}: "
+                "this checkpoint learned its frequencies or was trained with another theta, "
+                f"which {spec.name} does not describe."
+            )
+    return None
 
 
 def _shape_fault(name: str, expected: tuple[int, ...], found: torch.Size) -> str | None:
@@ -112,12 +121,21 @@ def _named(problem: str, names: Iterable[str | None]) -> str | None:
     return f"{problem} {shown}{more}"
 
 
-def _owner(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A hint when the tensors are exactly another model's."""
-    for spec in MODELS:
-        shapes = layout.shapes(spec)
-        names = {name for name in tensors if not (spec.rope.kind == "axial" and layout.AXIAL_FREQUENCIES.search(name))}
-        body = [name for name in shapes if not name.startswith("head.")]
-        if names == shapes.keys() and all(not _shape_fault(name, shapes[name], tensors[name].shape) for name in body):
-            return f" Its parameters are those of {spec.name}: try --model {spec.short}."
-    return ""
+def _owner(wanted: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hint when the tensors are exactly another model's, or more than one's: a table leaves no trace in a file."""
+    owners = [spec for spec in MODELS if _owns(spec, tensors)]
+    if not owners or wanted in owners:
+        return ""
+    names, shorts = (" or ".join(each) for each in zip(*((spec.name, spec.short) for spec in owners), strict=True))
+    return f" Its parameters are those of {names}: try --model {shorts}."
+
+
+def _owns(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> bool:
+    shapes = layout.shapes(spec)
+    if tensors.keys() - _fixed_frequencies(spec, tensors) != shapes.keys() or _frequency_fault(spec, tensors):
+        return False
+    return all(
+        not _shape_fault(name, shape, tensors[name].shape)
+        for name, shape in shapes.items()
+        if not name.startswith("head.")
+    )

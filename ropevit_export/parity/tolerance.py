@@ -1,12 +1,14 @@
 """The one file of tolerances.
 
 Each limit stands between the noise of right graphs and the error of the mildest wrong one, both measured by
-`tests/test_tolerance.py` (all families, 224 to 384, seeded weights; errors over the reference's rms):
+`tests/test_tolerance.py` and on bundles of all families, small to base, 224 to 384, seeded weights. Errors are over the
+reference's root mean square. Wrong models: x and y swapped, pairs not reordered, theta of the other family, class token
+turned, absolute embedding antialiased (the mildest: 224 to 208).
 
-| precision | right graphs, worst | mildest wrong model | limit |
-|---|---|---|---|
-| fp32 | 6e-6 | NOISE | 1e-4 |
-| fp16 | 4e-3 | NOISE | 2e-2 |
+| precision | right graphs, worst | wrong models, mildest |
+|---|---|---|
+| fp32 | 5e-6, 1 - cosine 1e-12 | 1.9e-2, 1 - cosine 1.5e-5 |
+| fp16 | 5.4e-3, 1 - cosine 1.0e-6 | the same |
 """
 
 from __future__ import annotations
@@ -25,6 +27,6 @@ class Tolerance:
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(relative=1e-4, cosine=0.9999999),
-    "fp16": Tolerance(relative=2e-2, cosine=0.9999),
+    "fp32": Tolerance(relative=1e-4, cosine=0.99999999),
+    "fp16": Tolerance(relative=1.5e-2, cosine=0.99999),
 }

@@ -1,0 +1,92 @@
+"""Models and weights that several tests share. "Theirs" is the authors' implementation, timm or a formula; "ours" is ours."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+import torch
+
+from ropevit_export.models import reference
+from ropevit_export.models.adopt import adopt
+from ropevit_export.models.initial import random_checkpoint
+from ropevit_export.models.resize import resize
+from ropevit_export.models.zoo import find_model
+from ropevit_export.parity import samples
+from ropevit_export.preprocess import normalise
+from ropevit_export.rope.tables import block_tables
+from ropevit_export.trace.deit import DeployDeit
+from ropevit_export.trace.swin import DeploySwin
+from ropevit_export.values import Dim, IoSpec, ModelSpec, Output, Request, Resolution, Weights
+
+Array = npt.NDArray[np.float32]
+ONE = Dim(min=1, opt=1, max=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A seeded model at one size, with images and the reference's logits."""
+
+    spec: ModelSpec
+    resolution: Resolution
+    weights: Weights
+    sized: Weights
+    images: Array
+    theirs: Array
+
+    @property
+    def learned(self) -> Mapping[str, Array]:
+        return {name: tensor.numpy() for name, tensor in self.sized.tensors.items() if name.endswith("freqs")}
+
+    def io(self, output: Output = "logits", *, batch: Dim = ONE, pixels: bool = False) -> IoSpec:
+        return IoSpec(resolution=self.resolution, batch=batch, output=output, pixels=pixels)
+
+    def deploy(self, **changes: object) -> Array:
+        """Logits of the folded module; `changes` replace what it is built from, to build a wrong one."""
+        given = {
+            "spec": self.spec,
+            "weights": self.sized,
+            "tables": block_tables(self.spec, self.learned, self.resolution),
+            "io": self.io(),
+        }
+        form = DeployDeit if self.spec.family == "deit" else DeploySwin
+        module = form(**(given | changes)).eval()  # type: ignore[arg-type]
+        with torch.inference_mode():
+            out: Array = torch.cat([module(torch.from_numpy(image[None])) for image in self.images]).numpy()
+        return out
+
+
+@functools.lru_cache(maxsize=4)
+def _case(model: str, size: str, output: Output) -> Case:
+    spec, resolution = find_model(model), Resolution.parse(size)
+    weights = adopt(spec, random_checkpoint(spec, seed=0))
+    sized = resize(spec, weights, resolution)
+    preprocess = Request(model=spec, resolutions=(resolution,)).preprocess
+    images = normalise(samples.pixels(preprocess, resolution, seed=0), preprocess)
+    theirs = reference.run(reference.build(spec, sized, resolution, output), images)
+    return Case(spec=spec, resolution=resolution, weights=weights, sized=sized, images=images, theirs=theirs)
+
+
+@pytest.fixture(scope="session")
+def case() -> Callable[..., Case]:
+    """`case("rope_mixed_deit_small", "224")`."""
+
+    def make(model: str, size: str, output: Output = "logits") -> Case:
+        return _case(model, size, output)
+
+    return make
+
+
+@pytest.fixture
+def graph_of() -> Callable[[str], ir.Model]:
+    """An ONNX model from its text form."""
+    return ir.from_onnx_text
+
+
+GOLDEN = Path(__file__).with_name("golden")

@@ -1,0 +1,58 @@
+"""The reference in PyTorch: it is what everything else is compared with, so it is compared with the authors' logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ropevit_export.models import reference
+from ropevit_export.models.adopt import adopt
+from ropevit_export.models.resize import resize
+from ropevit_export.models.zoo import find_model
+from ropevit_export.values import Checkpoint, Resolution, Weights
+from tests.conftest import GOLDEN
+from tests.golden import fill
+
+LOGITS = np.load(GOLDEN / "logits.npz")
+
+
+def official_weights(name: str) -> Weights:
+    tensors = {key: torch.from_numpy(value) for key, value in fill.state_dict(name).items()}
+    return adopt(
+        find_model(name), Checkpoint(tensors=tensors, source="golden", revision=None, sha256="0" * 64, trained=True)
+    )
+
+
+@pytest.mark.parametrize("case", LOGITS.files)
+def test_the_reference_is_the_authors(case: str) -> None:
+    name, size = case.split("@")
+    spec, resolution = find_model(name), Resolution.parse(size)
+    model = reference.build(spec, resize(spec, official_weights(name), resolution), resolution, "logits")
+    ours = reference.run(model, fill.image(resolution.height, resolution.width))
+    np.testing.assert_allclose(ours, LOGITS[case], atol=1e-5)
+
+
+def test_non_square_swin_windows_follow_both_sides() -> None:
+    """This project's extension: at 224x448 a window has 7x14 tokens, and rotating the image must matter."""
+    spec, resolution = find_model("swin_rope_mixed_tiny"), Resolution(height=224, width=448)
+    weights = resize(spec, official_weights(spec.name), resolution)
+    model = reference.build(spec, weights, resolution, "tokens")
+    image = np.random.default_rng(0).standard_normal((1, 3, 224, 448)).astype(np.float32)
+    assert reference.run(model, image).shape == (1, 7 * 14, 768)
+    assert model.model.layers[0].blocks[0].window_size == (7, 14)
+
+
+def test_a_resized_embedding_is_not_antialiased() -> None:
+    spec, resolution = find_model("deit_small"), Resolution(height=112, width=160)
+    embed = torch.randn(1, 196, 384, generator=torch.Generator().manual_seed(0))
+    ours = resize(spec, Weights(tensors={"pos_embed": embed}, classes=1000), resolution).tensors["pos_embed"]
+    image = embed.reshape(1, 14, 14, 384).permute(0, 3, 1, 2)
+    theirs, antialiased = (
+        torch.nn.functional.interpolate(image, size=(7, 10), mode="bicubic", antialias=antialias)
+        .permute(0, 2, 3, 1)
+        .flatten(1, 2)
+        for antialias in (False, True)
+    )
+    assert torch.equal(ours, theirs)
+    assert not torch.allclose(ours, antialiased, atol=1e-2)

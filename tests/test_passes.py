@@ -1,0 +1,139 @@
+"""Each pass: it fires, numbers are unchanged, it is quiet on a near miss and on a second run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from ropevit_export.errors import PassError
+from ropevit_export.passes import apply
+from ropevit_export.passes.precision import ToFloat16
+from ropevit_export.passes.simplify import FoldSequences, Simplify
+from ropevit_export.passes.verify import verify
+from ropevit_export.values import Dim, Graph, IoSpec, Resolution
+
+Text = Callable[[str], ir.Model]
+HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
+IO = IoSpec(
+    resolution=Resolution(height=2, width=2), batch=Dim(min=1, opt=1, max=1), output="logits", pixels=False
+)  # fmt: skip
+SPLIT = f"""{HEADER}
+g (float[1,4] image) => (float[1,4] logits) <int64 two = {{2}}, int64 zero = {{0}}, int64 one = {{1}}> {{
+    parts = SplitToSequence <axis = 1> (image, two)
+    a = SequenceAt (parts, zero)
+    b = SequenceAt (parts, one)
+    logits = Concat <axis = 1> (b, a)
+}}"""
+SHAPES = f"""{HEADER}
+g (float[2,3] image) => (float[6] logits) {{
+    shape = Shape (image)
+    size = ReduceProd <keepdims = 1> (shape)
+    logits = Reshape (image, size)
+}}"""
+PLAIN = f"""{HEADER}
+g (float[1,3,2,2] image) => (float[1,3,2,2] logits) <float[1] scale = {{0.5}}> {{
+    half = Mul (image, scale)
+    logits = Add (half, image)
+}}"""
+
+
+def run(model: ir.Model, **feeds: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    out: np.ndarray = session.run(None, feeds)[0]
+    return out
+
+
+def kinds(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def test_onnxsim_folds_shapes_and_leaves_numbers(graph_of: Text) -> None:
+    image = np.arange(6, dtype=np.float32).reshape(2, 3)
+    result = Simplify()(graph_of(SHAPES))
+    assert result.modified
+    assert kinds(result.model) == ["Reshape"]
+    assert np.array_equal(run(result.model, image=image), image.reshape(-1))
+    assert not Simplify()(result.model).modified
+
+
+def test_weights_pass_through_simplification_as_the_same_objects(graph_of: Text) -> None:
+    model = graph_of(f"{HEADER} g (float[1,64] image) => (float[1,64] logits) {{ logits = MatMul (image, weight) }}")
+    weight = ir.Value(name="weight", const_value=ir.tensor(np.eye(64, dtype=np.float32)))
+    model.graph[0].replace_input_with(1, weight)
+    model.graph.register_initializer(weight)
+    simple = Simplify()(model).model
+    assert simple.graph.initializers["weight"].const_value is weight.const_value
+    assert [value.name for value in simple.graph.inputs] == ["image"]
+
+
+def test_a_split_written_as_a_sequence_becomes_a_split(graph_of: Text) -> None:
+    image = np.arange(4, dtype=np.float32)[None]
+    model = graph_of(SPLIT)
+    assert FoldSequences()(model).modified
+    assert "SplitToSequence" not in kinds(model)
+    assert np.array_equal(run(model, image=image), image[:, [2, 3, 0, 1]])
+
+
+def test_folding_sequences_is_quiet_where_there_are_none(graph_of: Text) -> None:
+    assert not FoldSequences()(graph_of(PLAIN)).modified
+
+
+def test_half_precision_computes_in_half_between_float_ends(graph_of: Text) -> None:
+    image = np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 3, 2, 2)
+    model = graph_of(PLAIN)
+    theirs = run(model, image=image)
+    ToFloat16()(model)
+    assert kinds(model) == ["Cast", "Mul", "Add", "Cast"]
+    assert model.graph.initializers["scale"].dtype == ir.DataType.FLOAT16
+    assert (model.graph.inputs[0].dtype, model.graph.outputs[0].dtype) == (ir.DataType.FLOAT, ir.DataType.FLOAT)
+    assert [value.name for value in model.graph.outputs] == ["logits"]
+    np.testing.assert_allclose(run(model, image=image), theirs, atol=2e-3)
+
+
+def test_a_weight_beyond_half_precision_is_named(graph_of: Text) -> None:
+    with pytest.raises(PassError, match="scale holds 7e\\+04, float16 ends at 65504: use --precision fp32"):
+        ToFloat16()(graph_of(PLAIN.replace("0.5", "70000.0")))
+
+
+def test_history_says_what_fired(graph_of: Text) -> None:
+    graph = apply(Graph(model=graph_of(SHAPES), io=IO), [Simplify(), FoldSequences()])
+    said = [(each.name, each.fired, each.nodes_before, each.nodes_after) for each in graph.history]
+    assert said == [("Simplify", True, 3, 1), ("FoldSequences", False, 1, 1)]
+
+
+def test_a_legal_graph_passes(graph_of: Text) -> None:
+    verify(Graph(model=graph_of(PLAIN), io=IO))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("Mul (image, scale)", "Sin (image)"), "1 Sin"),
+        (("half = Mul (image, scale)", "half = my.domain.Thing (image)"), "operators of my.domain"),
+        (("=> (float[1,3,2,2] logits)", "=> (float[1,3,2,2] scores)"), "outputs are \\['scores'\\], needed logits"),
+        (
+            ("(float[1,3,2,2] image)", "(float[1,3,2,3] image)"),
+            "input shape is \\(1, 3, 2, 3\\), needed \\(1, 3, 2, 2\\)",
+        ),
+    ],
+)
+def test_an_illegal_graph_is_refused(graph_of: Text, change: tuple[str, str], sentence: str) -> None:
+    text = PLAIN.replace(*change)
+    text = text.replace("logits = Add", "scores = Add") if "scores" in text else text
+    if "my.domain" in text:
+        text = text.replace('"" : 20', '"" : 20, "my.domain" : 1')
+    with pytest.raises(PassError, match=sentence):
+        verify(Graph(model=graph_of(text), io=IO))
+
+
+def test_a_table_stored_twice_is_refused(graph_of: Text) -> None:
+    model = graph_of(PLAIN)
+    table = np.random.default_rng(0).standard_normal((200, 100)).astype(np.float32)
+    for name in ("cos_0", "cos_1"):
+        model.graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(table.copy())))
+    with pytest.raises(PassError, match="cos_1 and cos_0 are the same tensor stored twice"):
+        verify(Graph(model=model, io=IO))

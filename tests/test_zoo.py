@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+
+from ropevit_export.errors import UsageError
+from ropevit_export.models import layout
+from ropevit_export.models.zoo import MODELS, find_model
+from tests.conftest import GOLDEN
+
+LAYOUTS = json.loads((GOLDEN / "layouts.json").read_text())
+
+
+def test_the_models_are_the_papers() -> None:
+    assert sorted(spec.name for spec in MODELS) == sorted(LAYOUTS)
+
+
+@pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.short)
+def test_parameters_are_those_of_the_official_files(spec) -> None:  # type: ignore[no-untyped-def]
+    theirs = {name: tuple(shape) for name, shape in LAYOUTS[spec.name].items()}
+    assert layout.shapes(spec) == theirs
+
+
+@pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.short)
+def test_every_name_finds_its_model(spec) -> None:  # type: ignore[no-untyped-def]
+    names = [spec.name, spec.short, *([spec.timm] if spec.timm else [])]
+    assert [find_model(name) for name in names] == [spec] * len(names)
+
+
+def test_timm_names_are_timms() -> None:
+    assert [spec.timm for spec in MODELS if spec.timm and not timm.is_model(spec.timm)] == []
+
+
+def test_timm_names_may_carry_the_weights_tag() -> None:
+    assert find_model("vit_base_patch16_rope_mixed_224.naver_in1k").short == "rope_mixed_deit_base"
+
+
+def test_an_unknown_model_names_the_three_closest() -> None:
+    with pytest.raises(UsageError, match="unknown model 'rope_mixed_diet_base'; closest: ") as error:
+        find_model("rope_mixed_diet_base")
+    closest = str(error.value).split("closest: ")[1].split(". `")[0].split(", ")
+    assert len(closest) == 3
+    assert closest[0] == "rope_mixed_deit_base"
