@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -62,9 +63,15 @@ class Case:
         return out
 
 
-@functools.lru_cache(maxsize=4)
-def _case(model: str, size: str, output: Output) -> Case:
+def shallow(spec: ModelSpec) -> ModelSpec:
+    """Few blocks: tracing takes its time by the block."""
+    return dataclasses.replace(spec, depths=(2,) if spec.family == "deit" else (2, 2, 1, 1))
+
+
+@functools.lru_cache(maxsize=8)
+def _case(model: str, size: str, output: Output, deep: bool) -> Case:
     spec, resolution = find_model(model), Resolution.parse(size)
+    spec = spec if deep else shallow(spec)
     weights = adopt(spec, random_checkpoint(spec, seed=0))
     sized = resize(spec, weights, resolution)
     preprocess = Request(model=spec, resolutions=(resolution,)).preprocess
@@ -75,10 +82,10 @@ def _case(model: str, size: str, output: Output) -> Case:
 
 @pytest.fixture(scope="session")
 def case() -> Callable[..., Case]:
-    """`case("rope_mixed_deit_small", "224")`."""
+    """`case("rope_mixed_deit_small", "224")`: of a few blocks only, unless `deep`."""
 
-    def make(model: str, size: str, output: Output = "logits") -> Case:
-        return _case(model, size, output)
+    def make(model: str, size: str, output: Output = "logits", *, deep: bool = False) -> Case:
+        return _case(model, size, output, deep)
 
     return make
 

@@ -24,7 +24,12 @@ def official_weights(name: str) -> Weights:
     )
 
 
-@pytest.mark.parametrize("case", LOGITS.files)
+QUICK = [case for case in LOGITS.files if "base" not in case and "384x384" not in case]
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in LOGITS.files]
+)
 def test_the_reference_is_the_authors(case: str) -> None:
     name, size = case.split("@")
     spec, resolution = find_model(name), Resolution.parse(size)

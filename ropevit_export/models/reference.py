@@ -47,7 +47,15 @@ def build(spec: ModelSpec, weights: Weights, resolution: Resolution, output: Out
     size = (resolution.height, resolution.width)
     if spec.family == "deit":
         assert spec.timm is not None
-        model = timm.create_model(spec.timm, img_size=size, num_classes=weights.classes, device="meta")
+        model = timm.create_model(
+            spec.timm,
+            img_size=size,
+            num_classes=weights.classes,
+            embed_dim=spec.dims[0],
+            depth=spec.depths[0],
+            num_heads=spec.heads[0],
+            device="meta",
+        )
         state = _deit_state(spec, weights)
     else:
         model = timm.create_model(
@@ -55,6 +63,9 @@ def build(spec: ModelSpec, weights: Weights, resolution: Resolution, output: Out
             img_size=size,
             window_size=spec.window(resolution),
             num_classes=weights.classes,
+            embed_dim=spec.dims[0],
+            depths=spec.depths,
+            num_heads=spec.heads,
             device="meta",
         )
         if spec.rope.kind != "none":

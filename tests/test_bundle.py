@@ -1,0 +1,155 @@
+"""The folder appears whole or not at all, and its manifest is believed only when it is right."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ropevit_export.bundle import golden, manifest
+from ropevit_export.bundle.staging import staged
+from ropevit_export.errors import BundleError
+
+SHA = "0" * 64
+
+
+def bundle(path: Path, text: str = "old") -> Path:
+    path.mkdir(parents=True)
+    (path / "manifest.json").write_text(text)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_bundle_appears_when_it_is_whole(tmp_path: Path) -> None:
+    final = tmp_path / "deep" / "out"
+    with staged(final, force=False) as folder:
+        (folder / "file").write_text("new")
+        assert not final.exists()
+    assert (final / "file").read_text() == "new"
+    assert names(final.parent) == ["out"]
+    assert final.stat().st_mode & 0o777 == tmp_path.stat().st_mode & 0o777 | 0o055
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a stage"), KeyboardInterrupt()])
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    def write() -> None:
+        with staged(tmp_path / "deep" / "er" / "out", force=False) as folder:
+            (folder / "file").write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert names(tmp_path) == []
+
+
+def test_an_existing_bundle_needs_force(tmp_path: Path) -> None:
+    final = bundle(tmp_path / "out")
+    with pytest.raises(BundleError, match="out exists: add --force to replace it"), staged(final, force=False):
+        pytest.fail("must not begin")
+    assert (final / "manifest.json").read_text() == "old"
+
+
+def test_force_replaces_a_bundle_by_a_whole_one(tmp_path: Path) -> None:
+    final = bundle(tmp_path / "out")
+    with staged(final, force=True) as folder:
+        (folder / "file").write_text("new")
+        assert names(final) == ["manifest.json"]
+    assert names(tmp_path) == ["out"]
+    assert names(final) == ["file"]
+
+
+def test_a_failed_replacement_leaves_the_old_bundle(tmp_path: Path) -> None:
+    final = bundle(tmp_path / "out")
+    with pytest.raises(BundleError, match="no space left for .*out: .* MB free there"), staged(final, force=True):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == ["out"]
+    assert (final / "manifest.json").read_text() == "old"
+
+
+def test_what_is_not_a_bundle_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years")
+    with (
+        pytest.raises(BundleError, match="exists and is not a bundle: it is left alone"),
+        staged(tmp_path / "out", force=True),
+    ):
+        pytest.fail("must not begin")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="is not a folder"), staged(tmp_path / "file", force=True):
+        pytest.fail("must not begin")
+
+
+def test_a_bundle_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="add --force"), staged(tmp_path / "out", force=False):
+        bundle(tmp_path / "out", "theirs")
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "manifest.json").read_text() == "theirs"
+
+
+def test_a_file_in_the_way_of_the_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "engines").write_text("")
+    with pytest.raises(BundleError, match="can't write .*out: "), staged(tmp_path / "engines" / "out", force=False):
+        pytest.fail("must not begin")
+
+
+def right() -> dict[str, object]:
+    artifact = {
+        "kind": "onnx", "path": "model.onnx", "sha256": SHA, "resolutions": [[224, 224]],
+        "batch": {"min": 1, "opt": 1, "max": 1}, "precision": "fp32",
+        "inputs": [{"name": "image", "dtype": "float32", "shape": [1, 3, 224, 224]}],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 1000]}],
+        "built_with": "torch", "targets": [],
+    }  # fmt: skip
+    return {
+        "schema_version": 1, "model": "deit_small_patch16_LS", "rope": "baked", "output": "logits", "classes": 1000,
+        "weights": {"source": "random", "revision": None, "sha256": SHA, "trained": False},
+        "preprocess": {"mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bicubic", "crop": 1.0, "layout": "NCHW",
+                       "dtype": "float32"},
+        "artifacts": [artifact], "parity": [], "files": [], "versions": {},
+    }  # fmt: skip
+
+
+def test_a_right_manifest_is_read(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(right()))
+    assert manifest.read(tmp_path).all_files() == [("model.onnx", SHA)]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"rope": "magic"}, "rope: Input should be 'baked'"),
+        ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
+        ({"weights": {"source": "x", "revision": None, "sha256": "abc", "trained": True}}, "weights.sha256: "),
+        ({"artifacts": None}, "artifacts: "),
+    ],
+)
+def test_a_wrong_manifest_names_the_field(tmp_path: Path, change: dict[str, object], sentence: str) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(right() | change))
+    with pytest.raises(BundleError, match=f"is not a manifest of schema 1: {sentence}"):
+        manifest.read(tmp_path)
+
+
+def test_a_truncated_manifest_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(right())[:100])
+    with pytest.raises(BundleError, match="is not a manifest of schema 1: the file: Invalid JSON"):
+        manifest.read(tmp_path)
+
+
+def test_the_golden_file_is_plain_safetensors(tmp_path: Path) -> None:
+    image, expected = np.zeros((2, 4, 4, 3), np.uint8), np.ones((2, 5), np.float32)
+    golden.write(tmp_path / "golden", image, expected)
+    assert {name: each.shape for name, each in load_file(tmp_path / "golden").items()} == {
+        "image": (2, 4, 4, 3),
+        "expected": (2, 5),
+    }
+    (tmp_path / "cut").write_bytes((tmp_path / "golden").read_bytes()[:50])
+    with pytest.raises(BundleError, match="is not a golden file"):
+        golden.read(tmp_path / "cut")
