@@ -28,7 +28,8 @@ ENGINES = ("auto", "none", "tensorrt-rtx")
 
 def main() -> NoReturn:
     """Console entry point."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: huge pages for weights, half the page faults
     code = run(sys.argv[1:])
     with contextlib.suppress(BrokenPipeError):
@@ -45,15 +46,19 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error.format_message(), error.exit_code)
     except RopevitError as error:
         return _fail(str(error), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, _Interrupted):
         return _fail("interrupted, nothing was written.", 130)
     except BrokenPipeError:  # the reader of our stdout has left
         return 1
     return 0
 
 
+class _Interrupted(BaseException):
+    """Raised where a signal arrives, so that every `finally` on the way out runs."""
+
+
 def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    raise _Interrupted
 
 
 def _fail(message: str, code: int) -> int:
@@ -105,7 +110,11 @@ def _target(text: str) -> str:
     metavar="auto|pretrained|random|PATH",
     help="auto: cached or hub weights, random ones where no hub can be reached. pretrained: no weights is an error.",
 )
-@click.option("--revision", metavar="COMMIT", help="The hub's commit to take weights from  [default: the newest].")
+@click.option(
+    "--revision",
+    metavar="COMMIT",
+    help="The hub's commit to take weights from  [default: the cached one, else the newest].",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16"]),
@@ -203,7 +212,7 @@ def check(bundle: Path, as_json: bool) -> None:
     if failed:
         raise ParityError(failed[0].sentence())
     if not as_json:
-        click.echo(f"{bundle}: every file as listed, {len(reports)} graphs within tolerance")
+        click.echo(f"{bundle}: every file as listed, {len(reports)} graph{'s'[len(reports) == 1 :]} within tolerance")
 
 
 def _export(

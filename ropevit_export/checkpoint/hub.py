@@ -19,7 +19,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def fetch(files: Sequence[HubFile], revision: str | None = None) -> Checkpoint:
-    """The first of `files` that the hub has, at `revision` (default: the newest commit of `main`).
+    """The first of `files` that the hub has, at `revision` (default: the cached one, else the newest of `main`).
 
     Raises HubUnreachableError where there is no connection and no cached copy, else CheckpointError.
     """

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ropevit_export import passes
+from ropevit_export.backends import layer_report
+from ropevit_export.backends.onnxruntime import OnnxRuntime
+from ropevit_export.backends.select import BUILDERS, CHOICES, builders
+from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
+from ropevit_export.bundle import onnx_file
+from ropevit_export.cli import ENGINES
+from ropevit_export.errors import BackendError, UsageError
+from ropevit_export.rope.tables import block_tables
+from ropevit_export.trace.export import trace
+from ropevit_export.values import Dim, EngineSpec, IoSpec, Plan, Precision, Request
+from tests.conftest import Case
+
+Make = Callable[..., Case]
+# One kernel as TensorRT-RTX 1.7 logs it.
+LOGGED = (
+    "Layers:\n"
+    "Name: __myl_FcAdd_myl0_3, LayerType: runtime_fusion, Inputs: [ { Name: a, Dimensions: [1,577,384], Strides: "
+    "[221568,384,1], StrideOrder: [2,1,0], Datatype: Half, Format: (Linear) Row major linear format }], Constants: [ { "
+    "Name: b, Dimensions: [1,1,1152], Strides: [1152,1152,1], StrideOrder: [2,1,0], Datatype: Float, Format: (Arbitrary) "
+    "Format with stride order = [1,2,0] }, { Name: c, Dimensions: [], Strides: [], StrideOrder: [], Datatype: Half, "
+    "Format: (Linear) Row major linear format }], Outputs: [ { Name: d, Dimensions: [1,577,1152], Strides: "
+    "[664704,1152,1], StrideOrder: [2,1,0], Datatype: Half, Format: (Linear) Row major linear format }], TacticName: , "
+    "StreamId: 0, Metadata: [ONNX Layer: node_MatMul_30][ONNX Layer: node_linear]\n"
+)
+
+
+def test_a_logged_kernel_is_read_whole() -> None:
+    (layer,) = layer_report.parse(LOGGED)
+    assert (layer["name"], layer["type"]) == ("__myl_FcAdd_myl0_3", "runtime_fusion")
+    assert layer["onnx_nodes"] == ["node_MatMul_30", "node_linear"]
+    constants = layer["constants"]
+    assert isinstance(constants, list)
+    assert [(each["name"], each["shape"], each["dtype"]) for each in constants] == [
+        ("b", [1, 1, 1152], "Float"),
+        ("c", [], "Half"),
+    ]
+    assert constants[0]["format"] == "(Arbitrary) Format with stride order = [1,2,0]"
+
+
+def test_a_report_in_another_form_is_an_error() -> None:
+    with pytest.raises(BackendError, match="tensors in an unknown form"):
+        layer_report.parse(LOGGED.replace("Datatype", "DataType"))
+    with pytest.raises(BackendError, match="layer report without Outputs"):
+        layer_report.parse(LOGGED.replace("Outputs", "Results"))
+    with pytest.raises(BackendError, match="the builder logged no layers"):
+        layer_report.parse("Layers:\n")
+
+
+def test_the_command_line_offers_the_builders_there_are() -> None:
+    assert ENGINES == CHOICES
+
+
+def test_none_excludes_other_engines() -> None:
+    with pytest.raises(UsageError, match="--engine none excludes the others, given: none, tensorrt-rtx"):
+        builders(("none", "tensorrt-rtx"))
+    assert builders(("none",)) == ([], None)
+
+
+def test_auto_says_why_there_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> TensorRtRtx:
+        raise BackendError("it is not installed")
+
+    monkeypatch.setitem(BUILDERS, "tensorrt-rtx", missing)
+    assert builders(("auto",)) == ([], "no engine was built: it is not installed")
+    with pytest.raises(BackendError, match="it is not installed"):
+        builders(("tensorrt-rtx",))
+
+
+def test_a_provider_that_onnxruntime_drops_is_an_error(graph_file: Path) -> None:
+    with pytest.raises(
+        BackendError, match="asked ONNX Runtime for CUDAExecutionProvider, it loaded CPUExecutionProvider"
+    ):
+        OnnxRuntime(graph_file, ["CUDAExecutionProvider"])
+
+
+def test_a_wrong_input_is_an_error_of_the_runtime(graph_file: Path) -> None:
+    with pytest.raises(BackendError, match="ONNX Runtime failed to run: "):
+        OnnxRuntime(graph_file).run({"image": np.zeros((1, 3, 8, 8), np.float32)})
+
+
+def test_a_file_that_is_no_graph_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("not a graph")
+    with pytest.raises(BackendError, match="ONNX Runtime refuses model.onnx"):
+        OnnxRuntime(tmp_path / "model.onnx")
+
+
+def written(case: Case, path: Path, precision: Precision, batch: Dim) -> IoSpec:
+    io = case.io(batch=batch)
+    tables = block_tables(case.spec, case.learned, case.resolution)
+    graph = passes.run(trace(case.spec, case.sized, tables, io), precision)
+    preprocess = Request(model=case.spec, resolutions=(case.resolution,)).preprocess
+    onnx_file.write(graph, path, onnx_file.metadata(case.spec, "baked", preprocess, {}))
+    return io
+
+
+@pytest.fixture
+def graph_file(case: Make, tmp_path: Path) -> Path:
+    written(case("rope_axial_deit_small", "64"), tmp_path / "model.onnx", "fp32", Dim(min=1, opt=1, max=1))
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def rtx() -> TensorRtRtx:
+    try:
+        return TensorRtRtx()
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
+def build(rtx: TensorRtRtx, path: Path, io: IoSpec, precision: Precision, *targets: str) -> Plan:
+    return rtx.build(path, EngineSpec(runtime=rtx.runtime, precision=precision, io=io, targets=targets))
+
+
+@pytest.mark.parametrize("model", ["rope_mixed_deit_small", "swin_rope_axial_tiny", "swin_tiny"])
+def test_half_precision_attention_is_fused_in_every_block(
+    case: Make, model: str, rtx: TensorRtRtx, tmp_path: Path
+) -> None:
+    each = case(model, "128")
+    io = written(each, tmp_path / "model.onnx", "fp16", Dim(min=1, opt=2, max=4))
+    plan = build(rtx, tmp_path / "model.onnx", io, "fp16")
+    fused = [layer for layer in plan.layers if "mha" in str(layer["name"])]
+    assert len(fused) == len(each.spec.blocks)
+    assert plan.targets == tuple(target for target in rtx.all_targets if target != "75")
+    assert len(plan.data) > sum(tensor.numel() * 2 for tensor in each.sized.tensors.values()) * 0.9
+
+
+def test_an_engine_built_twice_is_the_same(case: Make, rtx: TensorRtRtx, tmp_path: Path) -> None:
+    io = written(case("rope_axial_deit_small", "64"), tmp_path / "model.onnx", "fp32", Dim(min=1, opt=1, max=1))
+    first, second = (build(rtx, tmp_path / "model.onnx", io, "fp32", "89") for _ in range(2))
+    assert bytes(first.data) == bytes(second.data)
+    assert first.targets == ("89",)
+
+
+def test_targets_that_cannot_be_built_are_refused_before_work(case: Make, rtx: TensorRtRtx) -> None:
+    io = case("rope_axial_deit_small", "64").io()
+    with pytest.raises(UsageError, match="can't build for SM 90; it knows 75, 80"):
+        rtx.check(EngineSpec(runtime=rtx.runtime, precision="fp16", io=io, targets=("90",)))
+    with pytest.raises(UsageError, match="SM 75 .Turing. has no float32 matrix product"):
+        rtx.check(EngineSpec(runtime=rtx.runtime, precision="fp32", io=io, targets=("75", "89")))
+
+
+def test_what_the_builder_cannot_read_is_its_own_words(case: Make, rtx: TensorRtRtx, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    io = case("rope_axial_deit_small", "64").io()
+    with pytest.raises(BackendError, match="TensorRT-RTX can't read model.onnx"):
+        build(rtx, tmp_path / "model.onnx", io, "fp32")

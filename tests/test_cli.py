@@ -1,0 +1,288 @@
+"""The command line as a user meets it: one clear line for each mistake, the right exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ropevit_export import cli
+from ropevit_export.models.initial import random_checkpoint
+from ropevit_export.models.zoo import MODELS, find_model
+from ropevit_export.parity import tolerance
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = ("--model", "rope_axial_deit_small", "--res", "32", "--engine", "none", "-q")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Call the command line in an empty folder where no hub can be reached: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    yield call
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of seeded weights; tests copy it before they change it."""
+    path = tmp_path_factory.mktemp("bundles") / "small"
+    assert cli.run([*SMALL, "--weights", "random", "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "tuned.safetensors"
+    save_file(dict(random_checkpoint(find_model("rope_axial_deit_small"), 1).tensors), path)
+    return path
+
+
+def assert_one_line(err: str, *parts: str) -> None:
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert [part for part in parts if part not in err] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--model", "rope_mixed_deit_bsae", "--res", "224"], ["unknown model", "rope_mixed_deit_base"]),
+        (["--model", "deit_small", "--res", "390x384"], ["390x384 does not suit patch 16", "384 and 400"]),
+        (["--model", "swin_tiny", "--res", "240"], ["window grid 32", "224 and 256"]),
+        (["--model", "deit_small"], ["give at least one --res"]),
+        (["--res", "224"], ["give --model NAME"]),
+        (["--model", "deit_small", "--res", "big"], ["'big' is not a size"]),
+        (["--model", "deit_small", "--res", "224,224"], ["named twice"]),
+        (["--model", "deit_small", "--res", "224", "--batch", "8:1:2"], ["needs 1 <= min <= opt <= max"]),
+        (["--model", "deit_small", "--res", "224", "--precision", "fp12"], ["fp12", "fp32"]),
+        (["--model", "deit_small", "--res", "224", "--sm", "new"], ["is not a compute capability"]),
+        (["--model", "deit_small", "--res", "224", "--engine", "none", "--engine", "auto"], ["excludes the others"]),
+        (["--no-such-option"], ["No such option"]),
+        (["--model", "deit_small", "check", "x"], ["check takes no --model before its name"]),
+    ],
+)
+def test_a_wrong_command_line_is_a_usage_error(
+    run: Run, tmp_path: Path, arguments: list[str], parts: list[str]
+) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert_one_line(err, *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_and_models_say_all(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "--rope" in out
+    code, out, _ = run("models")
+    assert len(out.splitlines()) == len(MODELS)
+    code, out, _ = run("models", "--json")
+    assert [row["name"] for row in json.loads(out)] == [spec.name for spec in MODELS]
+
+
+def test_without_a_hub_the_bundle_is_random_and_says_so(run: Run, tmp_path: Path) -> None:
+    code, out, err = run(*SMALL)
+    folder = tmp_path / "engines" / "rope_axial_deit_small-32-fp32-random"
+    assert (code, err) == (0, "")
+    assert "UNTRAINED" in out.splitlines()[-1]
+    assert "rope_axial_deit_small-32-fp32-random" in out.splitlines()[-1]
+    assert "UNTRAINED" in (folder / "report.md").read_text()
+    listed = json.loads((folder / "manifest.json").read_text())
+    assert listed["weights"]["trained"] is False
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_without_a_hub_a_named_folder_still_says_random(run: Run, tmp_path: Path) -> None:
+    """A script that deploys build/model must not find random weights there because the network was down."""
+    code, _, _ = run(*SMALL, "--out", "build/model")
+    assert code == 0
+    assert [path.name for path in (tmp_path / "build").iterdir()] == ["model-random"]
+
+
+def test_without_a_hub_pretrained_is_an_error(run: Run, tmp_path: Path) -> None:
+    code, out, err = run(*SMALL, "--weights", "pretrained")
+    assert (code, out) == (1, "")
+    assert_one_line(err, "--weights pretrained needs a connection")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_local_file_with_its_classes_is_exported(run: Run, tmp_path: Path) -> None:
+    tensors = dict(random_checkpoint(find_model("rope_axial_deit_small"), 1).tensors)
+    tensors |= {"head.weight": tensors["head.weight"][:7].clone(), "head.bias": tensors["head.bias"][:7].clone()}
+    torch.save({"model": tensors}, tmp_path / "tuned.pth")
+    code, out, _ = run(*SMALL, "--weights", "tuned.pth", "--out", "out", "--json")
+    listed = json.loads(out)
+    assert code == 0
+    assert listed["classes"] == 7
+    assert listed["artifacts"][0]["outputs"] == [{"name": "logits", "dtype": "float32", "shape": [1, 7]}]
+    assert (listed["weights"]["source"], listed["weights"]["trained"]) == ("tuned.pth", True)
+    assert listed["parity"][0]["passed"] is True
+    assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda path: path.unlink(), ["no checkpoint at", "existing file"]),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), ["can't be read as a checkpoint"]),
+        (lambda path: save_file(dict(random_checkpoint(find_model("swin_tiny"), 0).tensors), path),
+         ["does not fit rope_axial_deit_small_patch16_LS", "try --model swin_tiny"]),
+        (lambda path: save_file(with_nan(), path), ["blocks.3.mlp.fc1.weight holds 1 NaN or infinite values"]),
+    ],
+    ids=["missing", "truncated", "wrong family", "NaN"],
+)  # fmt: skip
+def test_a_bad_checkpoint_is_one_line(
+    run: Run, checkpoint: Path, tmp_path: Path, damage: Callable[[Path], object], parts: list[str]
+) -> None:
+    damage(checkpoint)
+    code, out, err = run(*SMALL, "--weights", checkpoint, "--out", "out")
+    assert (code, out) == (1, "")
+    assert_one_line(err, *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def with_nan() -> dict[str, torch.Tensor]:
+    tensors = dict(random_checkpoint(find_model("rope_axial_deit_small"), 1).tensors)
+    tensors["blocks.3.mlp.fc1.weight"][5, 5] = torch.nan
+    return tensors
+
+
+def test_an_existing_bundle_is_left_alone_without_force(run: Run, bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    before = (copy / "manifest.json").stat()
+    code, _, err = run(*SMALL, "--weights", "random", "--out", copy)
+    assert code == 1
+    assert_one_line(err, "copy exists: add --force")
+    assert (copy / "manifest.json").stat() == before
+    code, _, _ = run(*SMALL, "--weights", "random", "--seed", "3", "--out", copy, "--force")
+    assert code == 0
+    assert json.loads((copy / "manifest.json").read_text())["weights"]["revision"] == "seed 3"
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    code, _, err = run(*SMALL, "--weights", "random", "--out", "taken/out")
+    assert code == 1
+    assert_one_line(err, "can't write taken/out")
+
+
+def subprocess_run(*arguments: str, cwd: Path, limit: int | None = None) -> subprocess.Popen[str]:
+    def small_disk() -> None:
+        if limit:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    code = "from ropevit_export.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=cwd, text=True, preexec_fn=small_disk,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+def test_no_space_left_leaves_the_old_bundle(bundle: Path, tmp_path: Path) -> None:
+    """A limit on file size stands for a full disk: the write fails in the same place."""
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    with subprocess_run(
+        *SMALL, "--weights", "random", "--out", "copy", "--force", cwd=tmp_path, limit=2**20
+    ) as process:
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (1, "")
+    assert_one_line(err, "no space left for copy")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+    assert cli.run(["check", str(copy)]) == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_killed_run_leaves_nothing(tmp_path: Path, signum: signal.Signals) -> None:
+    with subprocess_run(*SMALL, "--weights", "random", "--out", "out", cwd=tmp_path) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out.")]
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert_one_line(err, "interrupted, nothing was written")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_of_tolerance_is_exit_3_with_the_report_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tolerance.TOLERANCES, "fp32", tolerance.Tolerance(relative=1e-12, cosine=1.0))
+    code, out, err = run(*SMALL, "--weights", "random", "--out", "out")
+    assert (code, out) == (3, "")
+    assert_one_line(err, "OUT OF tolerance", "no bundle was written, the report is out.out-of-tolerance.md")
+    assert "FAILED" in (tmp_path / "out.out-of-tolerance.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.out-of-tolerance.md"]
+
+
+def test_check_accepts_a_moved_bundle(run: Run, bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "elsewhere")
+    code, out, err = run("check", copy)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1].endswith("every file as listed, 1 graph within tolerance")
+    code, out, _ = run("check", copy, "--json")
+    assert json.loads(out)["parity"][0]["passed"] is True
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda path: flip(path / "model-32.onnx.data"), ["model-32.onnx.data has SHA-256", "changed or damaged"]),
+        (lambda path: (path / "model-32.onnx").unlink(), ["lacks model-32.onnx", "copy the whole folder"]),
+        (lambda path: (path / "stray").touch(), ["holds stray", "does not list"]),
+        (lambda path: (path / "manifest.json").unlink(), ["is not a bundle: it has no manifest.json"]),
+    ],
+    ids=["flipped byte", "missing file", "stranger", "no manifest"],
+)
+def test_check_names_what_is_wrong(
+    run: Run, bundle: Path, tmp_path: Path, damage: Callable[[Path], object], parts: list[str]
+) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    damage(copy)
+    code, out, err = run("check", copy)
+    assert (code, out) == (1, "")
+    assert_one_line(err, *parts)
+
+
+def test_check_runs_the_graph(run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tolerance.TOLERANCES, "fp32", tolerance.Tolerance(relative=1e-12, cosine=1.0))
+    code, _, err = run("check", bundle)
+    assert code == 3
+    assert_one_line(err, "OUT OF tolerance")
+
+
+def test_several_sizes_make_one_bundle(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("--model", "swin_rope_mixed_tiny", "--res", "32,32x64", "--engine", "none", "-q", "--weights",
+                       "random", "--output", "tokens", "--batch", "1:2:3", "--json", "--out", "out")  # fmt: skip
+    listed = json.loads(out)
+    assert code == 0
+    assert [each["resolutions"] for each in listed["artifacts"]] == [[[32, 32]], [[32, 64]]]
+    assert [each["outputs"][0]["shape"] for each in listed["artifacts"]] == [["batch", 1, 768], ["batch", 2, 768]]
+    assert all(each["passed"] and each["batches"] == [1, 3] for each in listed["parity"])

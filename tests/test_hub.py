@@ -1,0 +1,429 @@
+"""Weights from the hub: the real client, in a process of its own, against a small server on the loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OLDER = "89abcdef0123456789abcdef0123456789abcdef"
+MOST_REQUESTS = 60  # of one server: a client that never gives up must not hang the tests
+
+Pair = tuple[str, str]  # repository, file name
+Outcome = dict[str, Any]
+
+# Takes the steps from its command line, one outcome a step. `huggingface_hub` reads its environment on import.
+CHILD = """
+import dataclasses, json, sys, time
+from pathlib import Path
+from huggingface_hub import constants
+from ropevit_export.checkpoint import hub, source
+from ropevit_export.errors import RopevitError
+from ropevit_export.models.zoo import find_model
+from ropevit_export.values import Checkpoint, HubFile, Request, Resolution
+
+def random():
+    return Checkpoint(tensors={}, source="random", revision=None, sha256="", trained=False)
+
+def load(files, revision=None, weights=None):
+    files = tuple(HubFile(repo=repo, filename=filename) for repo, filename in files)
+    if weights is None:
+        return hub.fetch(files, revision)
+    model = dataclasses.replace(find_model("deit_small"), hub=files)
+    square = Resolution(height=224, width=224)
+    return source.load(Request(model=model, resolutions=(square,), weights=weights, revision=revision), random)
+
+def outcome(step):
+    start = time.monotonic()
+    try:
+        found = load(**step)
+    except RopevitError as error:
+        result = {"error": type(error).__name__, "text": str(error)}
+    else:
+        tensors = {name: tensor.tolist() for name, tensor in found.tensors.items()}
+        result = {**{name: getattr(found, name) for name in ("source", "revision", "sha256", "trained")}, **tensors}
+    kept = [path.name for path in Path(constants.HF_HUB_CACHE).glob("*/*/**/*") if path.is_file()]
+    return {"outcome": result, "seconds": time.monotonic() - start, "kept": kept}
+
+constants.DOWNLOAD_CHUNK_SIZE = 64  # small files too arrive bit by bit
+steps, wait = json.loads(sys.argv[1])
+if not wait:  # huggingface_hub sleeps a second between its attempts
+    time.sleep = lambda seconds: None
+print(json.dumps([outcome(step) for step in steps]))
+"""
+
+
+@dataclass
+class Upload:
+    """A file on the hub: `bodies` are sent one a download, the last one from then on.
+
+    `cut` ends the connection after that many bytes of the file, `cuts` times; `head` and `get` are statuses.
+    """
+
+    bodies: Sequence[bytes]
+    sha256: str
+    cut: int = 0
+    cuts: int = 0
+    head: int = 200
+    get: int = 200
+    silent: bool = False
+    downloads: int = 0
+
+
+class FakeHub(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.uploads: dict[tuple[str, str], dict[str, Upload]] = {}  # (repository, commit) → files
+        self.names = {"main": COMMIT, "v1": OLDER, COMMIT: COMMIT, OLDER: OLDER}
+        self.seen: list[str] = []
+        self.closing = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def add(self, file: Pair, *bodies: bytes, commit: str = COMMIT, **how: Any) -> Upload:
+        """Serve a file; the hash it goes by is that of the last of `bodies`."""
+        upload = Upload(bodies, hashlib.sha256(bodies[-1]).hexdigest(), **how)
+        self.uploads.setdefault((file[0], commit), {})[file[1]] = upload
+        return upload
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is not worth a traceback."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 10
+    server: FakeHub
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep quiet."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        parts = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
+        if parts is None or len(self.server.seen) == MOST_REQUESTS:
+            return self._refuse(410, "")
+        self.server.seen.append(f"{self.command} {self.headers.get('Range', 'whole')}")
+        repo, revision, filename = parts.groups()
+        if not any(repo == known for known, _ in self.server.uploads):
+            return self._refuse(404, "RepoNotFound")
+        commit = self.server.names.get(revision)
+        if commit is None:
+            return self._refuse(404, "RevisionNotFound")
+        upload = self.server.uploads.get((repo, commit), {}).get(filename)
+        if upload is None:
+            return self._refuse(404, "EntryNotFound")
+        if upload.silent:
+            self.server.closing.wait(10)
+            self.close_connection = True
+            return None
+        status = upload.head if self.command == "HEAD" else upload.get
+        return self._refuse(status, "") if status != 200 else self._serve(upload, commit)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _serve(self, upload: Upload, commit: str) -> None:
+        body = upload.bodies[min(upload.downloads, len(upload.bodies) - 1)]
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(asked[1]) if asked else 0
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("ETag", f'"{upload.sha256}"')
+        self.send_header("X-Linked-Etag", f'"{upload.sha256}"')
+        self.send_header("X-Linked-Size", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if upload.cuts > 0:
+            upload.cuts -= 1
+            self.wfile.write(body[start : max(start, upload.cut)])
+            self.close_connection = True
+        else:
+            upload.downloads += 1
+            self.wfile.write(body[start:])
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with Serving() as server:
+        yield server
+
+
+class Serving:
+    """A FakeHub that answers for as long as the block lasts."""
+
+    def __enter__(self) -> FakeHub:
+        self.server = FakeHub()
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+        self.thread.start()
+        return self.server
+
+    def __exit__(self, *_: object) -> None:
+        self.server.closing.set()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the child made of one step: the checkpoint or the error, and the files its cache then held."""
+
+    outcome: Outcome
+    seconds: float
+    kept: list[str] = field(repr=False)
+
+
+def run(home: Path, url: str, *steps: Outcome, wait: bool = True, env: dict[str, str] | None = None) -> list[Result]:
+    """Run the steps one after the other in a new process whose hub is `url`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
+    answer = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps([steps, wait])],
+        env=clean
+        | {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return [Result(**each) for each in json.loads(answer.stdout)]
+
+
+def safetensors(value: float = 1.0) -> bytes:
+    return save({"weight": torch.full((64,), value)})
+
+
+def pickled(value: float = 1.0) -> bytes:
+    stream = io.BytesIO()
+    torch.save({"model": {"weight": torch.full((64,), value)}}, stream)
+    return stream.getvalue()
+
+
+def delivered(file: Pair, body: bytes, value: float = 1.0, commit: str = COMMIT) -> Outcome:
+    sha256 = hashlib.sha256(body).hexdigest()
+    whole = {"source": "/".join(file), "revision": commit, "sha256": sha256, "trained": True}
+    return whole | {"weight": [value] * 64}
+
+
+def closed_port() -> str:
+    """The address of a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+CONVERTED = ("timm/both", "model.safetensors")
+OFFICIAL = ("naver-ai/second", "pytorch_model.bin")
+NOWHERE = ("timm/nowhere", "model.safetensors")
+NO_SUCH_FILE = ("naver-ai/third", "model.safetensors")
+BESIDE_IT = ("naver-ai/third", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class FirstRun:
+    home: Path
+    converted: Result
+    after_no_repository: Result
+    after_no_file: Result
+    bodies: dict[Pair, bytes]
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
+    """Files of both kinds fetched into an empty cache; the hub is gone afterwards."""
+    home = tmp_path_factory.mktemp("hub")
+    bodies = {CONVERTED: safetensors(1.0), OFFICIAL: pickled(2.0), BESIDE_IT: pickled(3.0)}
+    with Serving() as hub:
+        for file, body in bodies.items():
+            hub.add(file, body)
+        converted, no_repository, no_file = run(
+            home,
+            hub.url,
+            {"files": [CONVERTED, OFFICIAL]},
+            {"files": [NOWHERE, OFFICIAL]},
+            {"files": [NO_SUCH_FILE, BESIDE_IT]},
+        )
+    return FirstRun(home, converted, no_repository, no_file, bodies)
+
+
+def test_a_hub_file_is_recorded_with_its_repository_commit_and_hash(first_run: FirstRun) -> None:
+    assert first_run.converted.outcome == delivered(CONVERTED, first_run.bodies[CONVERTED], 1.0)
+
+
+def test_the_second_file_is_taken_where_the_first_ones_repository_does_not_exist(first_run: FirstRun) -> None:
+    assert first_run.after_no_repository.outcome == delivered(OFFICIAL, first_run.bodies[OFFICIAL], 2.0)
+
+
+def test_the_second_file_is_taken_where_the_first_ones_repository_lacks_it(first_run: FirstRun) -> None:
+    assert first_run.after_no_file.outcome == delivered(BESIDE_IT, first_run.bodies[BESIDE_IT], 3.0)
+
+
+@dataclass(frozen=True)
+class Offline:
+    """Steps of a process that can't reach the hub."""
+
+    converted: Result
+    official: Result
+    unknown: Result
+    unknown_auto: Result
+    unknown_pretrained: Result
+
+
+@pytest.fixture(scope="module", params=["no route", "HF_HUB_OFFLINE"])
+def offline(request: pytest.FixtureRequest, first_run: FirstRun) -> Offline:
+    results = run(
+        first_run.home,
+        closed_port(),
+        {"files": [CONVERTED, OFFICIAL]},
+        {"files": [NOWHERE, OFFICIAL]},
+        {"files": [NOWHERE]},
+        {"files": [NOWHERE], "weights": "auto"},
+        {"files": [NOWHERE], "weights": "pretrained"},
+        env={"HF_HUB_OFFLINE": "1"} if request.param == "HF_HUB_OFFLINE" else {},
+    )
+    return Offline(*results)
+
+
+def test_a_second_run_needs_no_hub(offline: Offline, first_run: FirstRun) -> None:
+    assert offline.converted.outcome == first_run.converted.outcome
+
+
+def test_a_second_run_needs_no_hub_where_only_the_second_file_exists(offline: Offline, first_run: FirstRun) -> None:
+    assert offline.official.outcome == first_run.after_no_repository.outcome
+
+
+def test_without_a_hub_and_a_cached_copy_the_hub_is_said_to_be_unreachable(offline: Offline) -> None:
+    assert offline.unknown.outcome["error"] == "HubUnreachableError"
+    assert re.search(
+        r"^no connection to the hub for timm/nowhere/model\.safetensors \(.+\), and no cached copy\.$"
+        r"|^HF_HUB_OFFLINE is set and timm/nowhere/model\.safetensors is not cached\.$",
+        offline.unknown.outcome["text"],
+    )
+
+
+def test_an_unreachable_hub_is_noticed_at_once(offline: Offline) -> None:
+    assert offline.unknown.seconds < 3
+
+
+def test_auto_takes_random_weights_without_a_hub(offline: Offline) -> None:
+    assert offline.unknown_auto.outcome["source"] == "random"
+    assert offline.unknown_auto.outcome["trained"] is False
+
+
+def test_pretrained_does_not_take_random_weights_without_a_hub(offline: Offline) -> None:
+    assert offline.unknown_pretrained.outcome["error"] == "CheckpointError"
+    assert "--weights pretrained needs a connection, or give a file." in offline.unknown_pretrained.outcome["text"]
+
+
+def test_a_hub_that_does_not_answer_is_unreachable(hub: FakeHub, tmp_path: Path) -> None:
+    hub.add(CONVERTED, safetensors(), silent=True)
+    [result] = run(tmp_path, hub.url, {"files": [CONVERTED]}, env={"HF_HUB_ETAG_TIMEOUT": "1"})
+    assert result.outcome["error"] == "HubUnreachableError"
+    assert result.outcome["text"].startswith("no connection to the hub for timm/both/model.safetensors")
+
+
+def test_a_revision_is_the_commit_it_names(hub: FakeHub, tmp_path: Path) -> None:
+    newer, older = safetensors(2.0), safetensors(1.0)
+    hub.add(CONVERTED, newer)
+    hub.add(CONVERTED, older, commit=OLDER)
+    pinned = [{"files": [CONVERTED], "revision": name} for name in ("v1", COMMIT, "v1", "v9")]
+    at_tag, at_commit, again, unknown = (result.outcome for result in run(tmp_path, hub.url, *pinned))
+    assert at_commit == delivered(CONVERTED, newer, 2.0)
+    assert at_tag == again == delivered(CONVERTED, older, 1.0, commit=OLDER)
+    assert unknown["text"].startswith("the hub has no timm/both/model.safetensors at revision v9: ")
+
+
+def test_files_that_the_hub_lacks_are_all_named_and_not_replaced_by_random_weights(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.add(BESIDE_IT, pickled())
+    files = [NOWHERE, NO_SUCH_FILE]
+    results = run(tmp_path, hub.url, *({"files": files, "weights": each} for each in (None, "auto", "pretrained")))
+    expected = {
+        "error": "CheckpointError",
+        "text": "the hub has no timm/nowhere/model.safetensors or naver-ai/third/model.safetensors: "
+        "give a local file with --weights PATH.",
+    }
+    assert [result.outcome for result in results] == [expected] * 3
+
+
+def test_a_connection_that_breaks_once_is_continued_where_it_broke(hub: FakeHub, tmp_path: Path) -> None:
+    body = safetensors()
+    hub.add(CONVERTED, body, cut=128, cuts=1)
+    [result] = run(tmp_path, hub.url, {"files": [CONVERTED]}, wait=False)
+    assert result.outcome == delivered(CONVERTED, body)
+    assert [each for each in hub.seen if each.startswith("GET")] == ["GET whole", "GET bytes=128-"]
+
+
+def test_a_file_that_never_arrives_whole_is_an_error_and_leaves_nothing(hub: FakeHub, tmp_path: Path) -> None:
+    body = safetensors()
+    upload = hub.add(CONVERTED, body, cut=128, cuts=MOST_REQUESTS)
+    [broken] = run(tmp_path, hub.url, {"files": [CONVERTED]}, wait=False)
+    assert broken.outcome["error"] == "CheckpointError"
+    assert broken.outcome["text"].startswith("timm/both/model.safetensors did not arrive whole, the connection broke:")
+    assert not set(broken.kept) & {"model.safetensors", upload.sha256}
+    upload.cuts = 0
+    [again] = run(tmp_path, hub.url, {"files": [CONVERTED]})
+    assert again.outcome == delivered(CONVERTED, body)
+
+
+def test_a_file_with_another_hash_is_refused_and_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
+    bodies = {CONVERTED: safetensors(), OFFICIAL: pickled()}
+    damaged = {CONVERTED: safetensors(2.0), OFFICIAL: bytes(len(bodies[OFFICIAL]))}  # readable, and not
+    uploads = {file: hub.add(file, damaged[file], body) for file, body in bodies.items()}
+    results = run(tmp_path, hub.url, *({"files": [file]} for file in bodies for _ in range(2)))
+    for (file, upload), first, second in zip(uploads.items(), results[::2], results[1::2], strict=True):
+        found = hashlib.sha256(damaged[file]).hexdigest()
+        assert first.outcome == {
+            "error": "CheckpointError",
+            "text": f"{'/'.join(file)} has SHA-256 {found[:12]}…, the hub says {upload.sha256[:12]}…: "
+            "damaged on its way and removed from the cache. Run again.",
+        }
+        assert not set(first.kept) & {file[1], upload.sha256}
+        assert second.outcome == delivered(file, bodies[file])
+
+
+def test_a_hub_in_trouble_is_an_error_and_no_reason_for_random_weights(hub: FakeHub, tmp_path: Path) -> None:
+    hub.add(CONVERTED, safetensors(), head=500)
+    hub.add(OFFICIAL, pickled(), get=500)
+    ways = [(file, weights) for file in (CONVERTED, OFFICIAL) for weights in (None, "auto", "pretrained")]
+    results = run(tmp_path, hub.url, *({"files": [file], "weights": weights} for file, weights in ways))
+    for (file, _), result in zip(ways, results, strict=True):
+        text = f"the hub answered 500 for {'/'.join(file)}."
+        assert result.outcome == {"error": "CheckpointError", "text": text}
