@@ -1,4 +1,4 @@
-"""Models and weights that several tests share. "Theirs" is the authors' implementation, timm or a formula; "ours" is ours."""
+"""Models and weights that several tests share. "Theirs" is the authors' implementation, timm or a formula."""
 
 from __future__ import annotations
 

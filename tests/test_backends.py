@@ -25,9 +25,10 @@ LOGGED = (
     "Layers:\n"
     "Name: __myl_FcAdd_myl0_3, LayerType: runtime_fusion, Inputs: [ { Name: a, Dimensions: [1,577,384], Strides: "
     "[221568,384,1], StrideOrder: [2,1,0], Datatype: Half, Format: (Linear) Row major linear format }], Constants: [ { "
-    "Name: b, Dimensions: [1,1,1152], Strides: [1152,1152,1], StrideOrder: [2,1,0], Datatype: Float, Format: (Arbitrary) "
-    "Format with stride order = [1,2,0] }, { Name: c, Dimensions: [], Strides: [], StrideOrder: [], Datatype: Half, "
-    "Format: (Linear) Row major linear format }], Outputs: [ { Name: d, Dimensions: [1,577,1152], Strides: "
+    "Name: b, Dimensions: [1,1,1152], Strides: [1152,1152,1], StrideOrder: [2,1,0], Datatype: Float, Format: "
+    "(Arbitrary) Format with stride order = [1,2,0] }, { Name: c, Dimensions: [], Strides: [], StrideOrder: [], "
+    "Datatype: Half, Format: (Linear) Row major linear format }], "
+    "Outputs: [ { Name: d, Dimensions: [1,577,1152], Strides: "
     "[664704,1152,1], StrideOrder: [2,1,0], Datatype: Half, Format: (Linear) Row major linear format }], TacticName: , "
     "StreamId: 0, Metadata: [ONNX Layer: node_MatMul_30][ONNX Layer: node_linear]\n"
 )
