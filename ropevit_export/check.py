@@ -19,11 +19,12 @@ def check(bundle: Path) -> list[ParityReport]:
     """
     listed = manifest.read(bundle)
     _check_files(bundle, listed)
-    reports = []
-    for artifact in listed.artifacts:
-        if artifact.kind == "onnx":
-            reports += [_run(bundle, listed, artifact, Resolution(height=h, width=w)) for h, w in artifact.resolutions]
-    return reports
+    artifacts = {artifact.path: artifact for artifact in listed.artifacts if artifact.kind == "onnx"}
+    return [
+        _run(bundle, listed, artifacts[each.artifact], Resolution(height=each.resolution[0], width=each.resolution[1]))
+        for each in listed.parity
+        if each.artifact in artifacts
+    ]
 
 
 def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
@@ -52,13 +53,13 @@ def _run(
         raise BundleError(
             f"{artifact.path} is of precision {artifact.precision}, for which there is no tolerance here."
         )
-    feed, expected = golden.read(bundle / f"golden-{resolution}.safetensors")
+    feed, expected = golden.read(bundle / golden.name(resolution))
     io = IoSpec(
         resolution=resolution,
+        rope=listed.rope,
         batch=Dim(**artifact.batch.model_dump()),
         output=listed.output,
         pixels=listed.preprocess.dtype == "uint8",
     )
-    return measure(
-        OnnxRuntime(bundle / artifact.path), artifact.path, io, feed, expected, TOLERANCES[artifact.precision]
-    )
+    runner, tolerance = OnnxRuntime(bundle / artifact.path), TOLERANCES[artifact.precision]
+    return measure(runner, artifact.path, io, resolution, feed, expected, tolerance)

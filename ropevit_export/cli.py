@@ -98,10 +98,10 @@ def _target(text: str) -> str:
 )
 @click.option(
     "--rope",
-    type=click.Choice(["baked"]),
+    type=click.Choice(["baked", "dynamic"]),
     default="baked",
     show_default=True,
-    help="Rotary tables: constants, one graph a size.",
+    help="Rotary tables: constants, one graph a size; or one graph for every size up to the largest (DeiT).",
 )
 @click.option(
     "--weights",
@@ -243,7 +243,8 @@ def _print_summary(bundle: Bundle) -> None:
     from ropevit_export.bundle.report import UNTRAINED
 
     manifest = bundle.manifest
-    parity = {each.artifact: each for each in manifest.parity}
+    # of several sizes the one nearest to its limit
+    parity = {each.artifact: each for each in sorted(manifest.parity, key=lambda each: each.metrics["relative"] or 0)}
     table = Table("artifact", "size", "batch", "precision", "MB", "max error", "of limit", "parity")
     for each in manifest.artifacts:
         parts = [each.path, *(part.path for part in each.files if part.kind == "weights")]
@@ -254,6 +255,8 @@ def _print_summary(bundle: Bundle) -> None:
             error = row.metrics["relative"] or 0.0
             verdict = [f"{row.metrics['max_abs']:.1e}", f"{error / row.tolerance['relative']:.1%}", "passed"]
         sizes = ", ".join(f"{h}x{w}" for h, w in each.resolutions)
+        if each.dynamic:
+            sizes = f"up to {each.dynamic.max[0]}x{each.dynamic.max[1]}"
         batch = str(Dim(**each.batch.model_dump()))
         table.add_row(each.path, sizes, batch, each.precision, f"{size:.1f}", *verdict)
     Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -53,20 +53,20 @@ def export(
 
     makers, remark = builders(request.engines)
     for maker in makers:
-        for resolution in request.resolutions:
-            maker.check(_engine_spec(request, maker, resolution))
+        for io in request.graphs():
+            maker.check(_engine_spec(request, maker, io))
     if out is not None:
         staging.refuse_existing(out, force=force)
     weights, checkpoint = _load(request, progress)
     final = _final_folder(request, checkpoint, out)
     with staging.staged(final, force=force) as folder:
         work = _Export(request, checkpoint, weights.classes, folder, progress)
-        for resolution in request.resolutions:
-            work.one_size(weights, resolution)
-            if not work.parity[-1].passed:
-                raise ParityError(
-                    f"{work.parity[-1].sentence()}; no bundle was written, the report is {_keep_report(work, final)}."
-                )
+        for io in request.graphs():
+            work.one_graph(weights, io)
+            failed = [each for each in work.parity if not each.passed]
+            if failed:
+                kept = _keep_report(work, final)
+                raise ParityError(f"{failed[0].sentence()}; no bundle was written, the report is {kept}.")
         del weights  # builders need the memory
         for maker in makers:
             work.build_engines(maker)
@@ -76,11 +76,12 @@ def export(
 
 def stage_count(request: Request) -> int:
     """How often `export` calls its `progress`, at most."""
-    return 1 + len(request.resolutions) * (4 + len(request.engines))
+    graphs = request.graphs()
+    return 1 + sum(2 + len(request.engines) + 2 * len(request.checked_sizes(io)) for io in graphs)
 
 
 class _Export:
-    """One call's state while its sizes are exported one after the other."""
+    """One call's state while its graphs are exported one after the other."""
 
     def __init__(
         self,
@@ -97,27 +98,31 @@ class _Export:
         self.files: list[manifest.FileEntry] = []
         self.notes: list[str] = []
 
-    def one_size(self, weights: Weights, resolution: Resolution) -> None:
-        """From weights to a checked ONNX file."""
-        from ropevit_export.models.resize import resize
-
-        io = self.request.io(resolution)
-        sized = resize(self.request.model, weights, resolution)
-        feed, expected = self._reference(sized, resolution)
-        graph = self._graph(sized, io)
-        output = TensorSpec(name=io.output, dtype="float32", shape=(io.batch_extent, *expected.shape[1:]))
-        path = self._write_onnx(graph, output)
+    def one_graph(self, weights: Weights, io: IoSpec) -> None:
+        """From weights to an ONNX file that is checked at one size or, a dynamic one, at several."""
+        sizes = self.request.checked_sizes(io)
+        theirs = {size: self._reference(weights, size) for size in sizes}
+        graph = self._graph(weights, io)
+        path = self._write_onnx(graph, self._output(io, theirs[sizes[0]][1]))
         del graph
-        self._check(path, io, feed, expected)
-        golden_path = self.folder / f"golden-{resolution}.safetensors"
-        golden.write(golden_path, feed, expected)
-        self.files.append(_file("golden", golden_path))
+        for size, (feed, expected) in theirs.items():
+            self._check(path, io, size, feed, expected)
+            golden_path = self.folder / golden.name(size)
+            golden.write(golden_path, feed, expected)
+            self.files.append(_file("golden", golden_path))
+
+    @staticmethod
+    def _output(io: IoSpec, expected: np.ndarray) -> TensorSpec:
+        extents: list[int | str] = [io.batch_extent, *expected.shape[1:]]
+        if io.rope == "dynamic" and io.output == "tokens":
+            extents[1] = "tokens"
+        return TensorSpec(name=io.output, dtype="float32", shape=tuple(extents))
 
     def build_engines(self, maker: Builder) -> None:
         """One engine for every ONNX file."""
         sources = [artifact for artifact in self.artifacts if artifact.kind == "onnx"]
-        for source, resolution in zip(sources, self.request.resolutions, strict=True):
-            self._build(maker, source, resolution)
+        for source, io in zip(sources, self.request.graphs(), strict=True):
+            self._build(maker, source, io)
 
     def finish(self) -> manifest.Manifest:
         """Write report and manifest."""
@@ -144,29 +149,36 @@ class _Export:
         written.write(self.folder)
         return written
 
-    def _reference(self, sized: Weights, resolution: Resolution) -> tuple[np.ndarray, np.ndarray]:
+    def _reference(self, weights: Weights, resolution: Resolution) -> tuple[np.ndarray, np.ndarray]:
         """What the graph is fed, and the unfolded model's answers."""
         from ropevit_export.models import reference
+        from ropevit_export.models.resize import resize
 
         request, preprocess = self.request, self.request.preprocess
         with self._stage(f"reference {resolution}") as note:
             pixels = samples.pixels(preprocess, resolution, request.seed)
             images = normalise(pixels, preprocess)
+            sized = resize(request.model, weights, resolution)
             expected = reference.run(reference.build(request.model, sized, resolution, request.output), images)
             note(
                 f"PyTorch float32 on {len(images)} images, rms of {request.output} {np.sqrt((expected**2).mean()):.3g}"
             )
         return samples.feed(pixels, images, preprocess), expected
 
-    def _graph(self, sized: Weights, io: IoSpec) -> Graph:
+    def _graph(self, weights: Weights, io: IoSpec) -> Graph:
         from ropevit_export import passes
-        from ropevit_export.rope.tables import block_tables
-        from ropevit_export.trace.export import trace
+        from ropevit_export.models.resize import resize
+        from ropevit_export.rope.tables import block_factors, block_tables
+        from ropevit_export.trace.export import trace, trace_dynamic
 
         spec = self.request.model
-        learned = {name: tensor.numpy() for name, tensor in sized.tensors.items() if name.endswith("freqs")}
+        learned = {name: tensor.numpy() for name, tensor in weights.tensors.items() if name.endswith("freqs")}
         with self._stage(f"trace {io.resolution}") as note:
-            traced = trace(spec, sized, block_tables(spec, learned, io.resolution), io)
+            if io.rope == "dynamic":
+                traced = trace_dynamic(spec, weights, block_factors(spec, learned, io.resolution), io)
+            else:
+                sized = resize(spec, weights, io.resolution)
+                traced = trace(spec, sized, block_tables(spec, learned, io.resolution), io)
             note(f"{len(traced.model.graph)} nodes")
         with self._stage(f"passes {io.resolution}") as note:
             graph = passes.run(traced, self.request.precision)
@@ -179,7 +191,7 @@ class _Export:
 
     def _write_onnx(self, graph: Graph, output: TensorSpec) -> Path:
         request, io = self.request, graph.io
-        path = self.folder / f"model-{io.resolution}.onnx"
+        path = self.folder / f"model-{'dynamic' if io.rope == 'dynamic' else io.resolution}.onnx"
         facts = {"source": self.checkpoint.source, "sha256": self.checkpoint.sha256}
         facts["trained"] = str(self.checkpoint.trained).lower()
         data = onnx_file.write(graph, path, onnx_file.metadata(request.model, request.rope, request.preprocess, facts))
@@ -191,7 +203,8 @@ class _Export:
                 built_with=f"torch {_version('torch')}, opset {graph.model.opset_imports['']}",
                 targets=(),
                 files=(_file("weights", data),),
-                resolutions=((io.resolution.height, io.resolution.width),),
+                resolutions=tuple((size.height, size.width) for size in request.named_sizes(io)),
+                dynamic=_dynamic_entry(request, io),
                 batch=manifest.BatchEntry(**dataclasses.asdict(io.batch)),
                 precision=request.precision,
                 inputs=(manifest.TensorEntry(**dataclasses.asdict(io.input)),),
@@ -200,18 +213,18 @@ class _Export:
         )
         return path
 
-    def _check(self, path: Path, io: IoSpec, feed: np.ndarray, expected: np.ndarray) -> None:
+    def _check(self, path: Path, io: IoSpec, size: Resolution, feed: np.ndarray, expected: np.ndarray) -> None:
         from ropevit_export.backends.onnxruntime import OnnxRuntime
 
         request = self.request
-        with self._stage(f"parity {io.resolution}") as note:
-            each = measure(OnnxRuntime(path), path.name, io, feed, expected, TOLERANCES[request.precision])
+        with self._stage(f"parity {size}") as note:
+            each = measure(OnnxRuntime(path), path.name, io, size, feed, expected, TOLERANCES[request.precision])
             self.parity.append(each)
             note(each.sentence())
 
-    def _build(self, maker: Builder, source: manifest.ArtifactEntry, resolution: Resolution) -> None:
-        spec = _engine_spec(self.request, maker, resolution)
-        with self._stage(f"{maker.runtime} {resolution}") as note:
+    def _build(self, maker: Builder, source: manifest.ArtifactEntry, io: IoSpec) -> None:
+        spec = _engine_spec(self.request, maker, io)
+        with self._stage(f"{maker.runtime} {io.resolution}") as note:
             onnx = self.folder / source.path
             plan = maker.build(onnx, spec)
             path = onnx.with_suffix(maker.suffix)
@@ -229,6 +242,7 @@ class _Export:
                     "built_with": plan.built_with,
                     "targets": plan.targets,
                     "files": (_file("layers", layers),),
+                    "profiles": tuple((size.height, size.width) for size in spec.profiles),
                 }
             )
         )
@@ -241,7 +255,13 @@ class _Export:
 
 
 def measure(
-    runner: Runner, artifact: str, io: IoSpec, feed: np.ndarray, expected: np.ndarray, tolerance: Tolerance
+    runner: Runner,
+    artifact: str,
+    io: IoSpec,
+    size: Resolution,
+    feed: np.ndarray,
+    expected: np.ndarray,
+    tolerance: Tolerance,
 ) -> compare.ParityReport:
     """Run an artifact on the samples, at every batch size that its batch axis makes worth trying."""
     batches = _batches(io, len(feed))
@@ -253,7 +273,7 @@ def measure(
             theirs.append(expected[chosen])
     return compare.ParityReport(
         artifact=artifact,
-        resolution=io.resolution,
+        resolution=size,
         batches=tuple(batches),
         inputs=f"seeded noise and {len(feed) - 1} photographs",
         reference="PyTorch float32, unfolded",
@@ -305,10 +325,21 @@ def _keep_report(work: _Export, final: Path) -> Path:
     return path
 
 
-def _engine_spec(request: Request, maker: Builder, resolution: Resolution) -> EngineSpec:
+def _engine_spec(request: Request, maker: Builder, io: IoSpec) -> EngineSpec:
     return EngineSpec(
-        runtime=maker.runtime, precision=request.precision, io=request.io(resolution), targets=request.targets
+        runtime=maker.runtime,
+        precision=request.precision,
+        io=io,
+        targets=request.targets,
+        profiles=() if io.is_static else request.named_sizes(io),
     )
+
+
+def _dynamic_entry(request: Request, io: IoSpec) -> manifest.DynamicEntry | None:
+    if io.rope != "dynamic":
+        return None
+    limit = (io.resolution.height, io.resolution.width)
+    return manifest.DynamicEntry(max=limit, multiple=request.model.multiple)
 
 
 def _engine_note(name: str, plan: Plan) -> str:

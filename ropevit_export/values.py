@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     FloatArray = npt.NDArray[np.float32]
     # (cos, sin) of one block, each (tokens, heads or 1, head width / 2)
     Tables = tuple[FloatArray, FloatArray]
+    # the same along x, each (columns, heads or 1, head width / 2), and along y, each (rows, …)
+    Factors = tuple[Tables, Tables]
     Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 Family = Literal["deit", "swin"]
 RopeKind = Literal["none", "axial", "mixed"]
-RopeMode = Literal["baked"]
+RopeMode = Literal["baked", "dynamic"]
 Precision = Literal["fp32", "fp16"]
 Output = Literal["logits", "cls", "tokens"]
 
@@ -221,12 +223,19 @@ class IoSpec:
 
     image   (B, 3, H, W) float32, normalised; or with `pixels` (B, H, W, 3) uint8, raw RGB
     logits  (B, classes) · cls (B, features): the pooled feature · tokens (B, T, features): all normalised tokens
+
+    `resolution` is the size of a baked graph, the largest height and width of a dynamic one.
     """
 
     resolution: Resolution
     batch: Dim
     output: Output
     pixels: bool
+    rope: RopeMode = "baked"
+
+    @property
+    def is_static(self) -> bool:
+        return self.batch.is_static and self.rope == "baked"
 
     @property
     def batch_extent(self) -> int | str:
@@ -234,7 +243,10 @@ class IoSpec:
 
     @property
     def input(self) -> TensorSpec:
-        height, width = self.resolution.height, self.resolution.width
+        height: int | str = self.resolution.height
+        width: int | str = self.resolution.width
+        if self.rope == "dynamic":
+            height, width = "height", "width"
         if self.pixels:
             return TensorSpec(name="image", dtype="uint8", shape=(self.batch_extent, height, width, 3))
         return TensorSpec(name="image", dtype="float32", shape=(self.batch_extent, 3, height, width))
@@ -261,12 +273,16 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSpec:
-    """What to build from a graph: the runtime, and compute capabilities such as "89" (8.9, Ada)."""
+    """What to build from a graph: the runtime, and compute capabilities such as "89" (8.9, Ada).
+
+    `profiles`: the sizes that a graph with dynamic axes is optimised for, one profile each; empty for a static graph.
+    """
 
     runtime: str
     precision: Precision
     io: IoSpec
     targets: tuple[str, ...]
+    profiles: tuple[Resolution, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -315,14 +331,39 @@ class Request:
             raise UsageError(f"resolution named twice: {', '.join(map(str, self.resolutions))}.")
         for resolution in self.resolutions:
             self.model.check(resolution)
+        if self.rope == "dynamic" and self.model.family == "swin":
+            raise UsageError(
+                "--rope dynamic is for DeiT models: Swin's window follows the size, so name its sizes with --res."
+            )
 
     @property
     def bundle_name(self) -> str:
         sizes = "_".join(map(str, self.resolutions))
         return f"{self.model.short}-{sizes}-{self.precision}"
 
-    def io(self, resolution: Resolution) -> IoSpec:
-        return IoSpec(resolution=resolution, batch=self.batch, output=self.output, pixels=self.pixels)
+    def graphs(self) -> tuple[IoSpec, ...]:
+        """One graph a size, or a dynamic one for all sizes up to the largest height and width named."""
+        sizes = self.resolutions
+        if self.rope == "dynamic":
+            height, width = max(size.height for size in sizes), max(size.width for size in sizes)
+            sizes = (Resolution(height=height, width=width),)
+        return tuple(
+            IoSpec(resolution=size, batch=self.batch, output=self.output, pixels=self.pixels, rope=self.rope)
+            for size in sizes
+        )
+
+    def named_sizes(self, io: IoSpec) -> tuple[Resolution, ...]:
+        """The sizes asked for that a graph serves."""
+        return self.resolutions if io.rope == "dynamic" else (io.resolution,)
+
+    def checked_sizes(self, io: IoSpec) -> tuple[Resolution, ...]:
+        """The sizes that parity is measured at: those named and, of a dynamic graph, one that nobody named."""
+        if io.rope != "dynamic":
+            return (io.resolution,)
+        rows, columns = self.model.grid(io.resolution)
+        unit = self.model.multiple
+        other = Resolution(height=max(1, rows // 2) * unit, width=max(1, columns * 3 // 4) * unit)
+        return tuple(dict.fromkeys((*self.resolutions, other)))
 
     @property
     def preprocess(self) -> Preprocess:

@@ -23,6 +23,7 @@ from ropevit_export.parity import samples
 from ropevit_export.preprocess import normalise
 from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.deit import DeployDeit
+from ropevit_export.trace.positions import TableBank
 from ropevit_export.trace.swin import DeploySwin
 from ropevit_export.values import Dim, IoSpec, ModelSpec, Output, Request, Resolution, Weights
 
@@ -50,14 +51,10 @@ class Case:
 
     def deploy(self, **changes: object) -> Array:
         """Logits of the folded module; `changes` replace what it is built from, to build a wrong one."""
-        given = {
-            "spec": self.spec,
-            "weights": self.sized,
-            "tables": block_tables(self.spec, self.learned, self.resolution),
-            "io": self.io(),
-        }
+        given = {"weights": self.sized, "tables": block_tables(self.spec, self.learned, self.resolution)} | changes
+        bank = None if given["tables"] is None else TableBank(given["tables"])  # type: ignore[arg-type]
         form = DeployDeit if self.spec.family == "deit" else DeploySwin
-        module = form(**(given | changes)).eval()  # type: ignore[arg-type]
+        module = form(self.spec, given["weights"], bank, self.io()).eval()  # type: ignore[arg-type]
         with torch.inference_mode():
             out: Array = torch.cat([module(torch.from_numpy(image[None])) for image in self.images]).numpy()
         return out
@@ -68,7 +65,7 @@ def shallow(spec: ModelSpec) -> ModelSpec:
     return dataclasses.replace(spec, depths=(2,) if spec.family == "deit" else (2, 2, 1, 1))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def _case(model: str, size: str, output: Output, deep: bool) -> Case:
     spec, resolution = find_model(model), Resolution.parse(size)
     spec = spec if deep else shallow(spec)

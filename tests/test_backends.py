@@ -118,7 +118,10 @@ def rtx() -> TensorRtRtx:
 
 
 def build(rtx: TensorRtRtx, path: Path, io: IoSpec, precision: Precision, *targets: str) -> Plan:
-    return rtx.build(path, EngineSpec(runtime=rtx.runtime, precision=precision, io=io, targets=targets))
+    profiles = () if io.is_static else (io.resolution,)
+    return rtx.build(
+        path, EngineSpec(runtime=rtx.runtime, precision=precision, io=io, targets=targets, profiles=profiles)
+    )
 
 
 @pytest.mark.parametrize("model", ["rope_mixed_deit_small", "swin_rope_axial_tiny", "swin_tiny"])
@@ -144,9 +147,9 @@ def test_an_engine_built_twice_is_the_same(case: Make, rtx: TensorRtRtx, tmp_pat
 def test_targets_that_cannot_be_built_are_refused_before_work(case: Make, rtx: TensorRtRtx) -> None:
     io = case("rope_axial_deit_small", "64").io()
     with pytest.raises(UsageError, match="can't build for SM 90; it knows 75, 80"):
-        rtx.check(EngineSpec(runtime=rtx.runtime, precision="fp16", io=io, targets=("90",)))
+        rtx.check(EngineSpec(runtime=rtx.runtime, precision="fp16", io=io, targets=("90",), profiles=()))
     with pytest.raises(UsageError, match="SM 75 .Turing. has no float32 matrix product"):
-        rtx.check(EngineSpec(runtime=rtx.runtime, precision="fp32", io=io, targets=("75", "89")))
+        rtx.check(EngineSpec(runtime=rtx.runtime, precision="fp32", io=io, targets=("75", "89"), profiles=()))
 
 
 def test_what_the_builder_cannot_read_is_its_own_words(case: Make, rtx: TensorRtRtx, tmp_path: Path) -> None:

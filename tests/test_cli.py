@@ -278,6 +278,30 @@ def test_check_runs_the_graph(run: Run, bundle: Path, monkeypatch: pytest.Monkey
     assert_one_line(err, "OUT OF tolerance")
 
 
+def test_one_dynamic_graph_is_checked_at_a_size_that_nobody_named(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("--model", "rope_axial_deit_small", "--res", "32x64,48", "--engine", "none", "-q", "--weights",
+                       "random", "--rope", "dynamic", "--json", "--out", "out")  # fmt: skip
+    listed = json.loads(out)
+    (artifact,) = listed["artifacts"]
+    assert code == 0
+    assert listed["rope"] == "dynamic"
+    assert artifact["dynamic"] == {"max": [48, 64], "multiple": 16}
+    assert artifact["resolutions"] == [[32, 64], [48, 48]]
+    assert artifact["inputs"][0]["shape"] == [1, 3, "height", "width"]
+    assert [(each["resolution"], each["passed"]) for each in listed["parity"]] == [
+        ([32, 64], True),
+        ([48, 48], True),
+        ([16, 48], True),
+    ]
+    assert run("check", "out")[0] == 0
+
+
+def test_a_dynamic_swin_is_refused_with_the_reason(run: Run) -> None:
+    code, _, err = run("--model", "swin_tiny", "--res", "224", "--rope", "dynamic")
+    assert code == 2
+    assert_one_line(err, "--rope dynamic is for DeiT models: Swin's window follows the size")
+
+
 def test_several_sizes_make_one_bundle(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("--model", "swin_rope_mixed_tiny", "--res", "32,32x64", "--engine", "none", "-q", "--weights",
                        "random", "--output", "tokens", "--batch", "1:2:3", "--json", "--out", "out")  # fmt: skip

@@ -8,10 +8,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from onnx_ir.passes import common
 
 from ropevit_export.errors import PassError
 from ropevit_export.passes import apply
 from ropevit_export.passes.precision import ToFloat16
+from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
 from ropevit_export.passes.verify import verify
 from ropevit_export.values import Dim, Graph, IoSpec, Resolution
@@ -97,6 +99,59 @@ def test_half_precision_computes_in_half_between_float_ends(graph_of: Text) -> N
 def test_a_weight_beyond_half_precision_is_named(graph_of: Text) -> None:
     with pytest.raises(PassError, match="scale holds 7e\\+04, float16 ends at 65504: use --precision fp32"):
         ToFloat16()(graph_of(PLAIN.replace("0.5", "70000.0")))
+
+
+DYNAMIC = f"""{HEADER}
+g (float[batch,4] image) => (float[batch,4] logits)
+<float[8] table = {{0, 1, 2, 3, 4, 5, 6, 7}}, int64[1] zero = {{0}}, int64[1] four = {{4}}, float[1] third = {{0.333333}}> {{
+    part = Slice (table, zero, four)
+    exact = Mul (part, third)
+    logits = Mul (image, exact)
+}}"""
+
+
+def test_tables_that_the_graph_computes_stay_float_until_they_meet_the_image(graph_of: Text) -> None:
+    model = common.ShapeInferencePass()(graph_of(DYNAMIC)).model
+    ToFloat16()(model)
+    types = {value.name: value.dtype for node in model.graph for value in node.outputs}
+    assert (types["part"], types["exact"]) == (ir.DataType.FLOAT, ir.DataType.FLOAT)
+    assert types["exact_fp16"] == ir.DataType.FLOAT16
+    assert model.graph.initializers["table"].dtype == ir.DataType.FLOAT
+    image = np.ones((2, 4), np.float32)
+    theirs = np.float16(np.arange(4, dtype=np.float32) * np.float32(0.333333))
+    assert np.array_equal(run(model, image=image), np.stack([theirs, theirs]).astype(np.float32))
+
+
+RESHAPE = f"""{HEADER}
+g (float[batch,6,rows] image) => (float[batch,2,3,rows] logits) <int64[1] two = {{2}}, int64[1] three = {{3}}> {{
+    b = Shape <start = 0, end = 1> (image)
+    r = Shape <start = 2> (image)
+    shape = Concat <axis = 0> (b, two, three, r)
+    logits = Reshape <allowzero = 1> (image, shape)
+}}"""
+
+
+def test_a_computed_reshape_becomes_a_constant_one(graph_of: Text) -> None:
+    image = np.arange(36, dtype=np.float32).reshape(2, 6, 3)
+    model = graph_of(RESHAPE)
+    assert StaticReshape()(model).modified
+    common.RemoveUnusedNodesPass()(model)
+    assert kinds(model) == ["Reshape"]
+    assert [value.name for value in model.graph.initializers.values() if value.name.startswith("shape_")] == [
+        "shape_0_2_3_m1"
+    ]
+    assert np.array_equal(run(model, image=image), image.reshape(2, 2, 3, 3))
+    assert not StaticReshape()(model).modified
+
+
+def test_a_reshape_with_two_unknown_extents_stays(graph_of: Text) -> None:
+    model = graph_of(
+        f"""{HEADER}
+        g (float[batch,tokens] image, int64[3] shape) => (float[1,tokens,batch] logits) {{
+            logits = Reshape (image, shape)
+        }}"""
+    )
+    assert not StaticReshape()(model).modified
 
 
 def test_history_says_what_fired(graph_of: Text) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from ropevit_export import passes
 from ropevit_export.bundle import onnx_file
 from ropevit_export.parity.samples import pixels
 from ropevit_export.preprocess import normalise
-from ropevit_export.rope.tables import block_tables, mixed_table
+from ropevit_export.rope.tables import block_factors, block_tables, mixed_table
 from ropevit_export.trace import swin
-from ropevit_export.trace.attention import Attention, table_buffer
-from ropevit_export.trace.export import trace
-from ropevit_export.values import Dim, Graph, Output, Request
+from ropevit_export.trace.attention import Attention
+from ropevit_export.trace.export import trace, trace_dynamic
+from ropevit_export.trace.positions import TableBank
+from ropevit_export.values import Dim, Graph, Output, Request, Resolution
 from tests.conftest import Case
 
 Make = Callable[..., Case]
@@ -57,7 +59,7 @@ def test_folded_attention_is_the_plain_one() -> None:
     x = torch.randn(2, tokens, dim, generator=rng)
     freqs = torch.randn(2, heads, width // 2, generator=rng)
 
-    cos, sin = (table_buffer(torch.from_numpy(t)) for t in mixed_table(freqs.numpy(), grid=grid, prefix=1).full())
+    (cos, sin), *_ = TableBank([mixed_table(freqs.numpy(), grid=grid, prefix=1).full()])(*grid)
     ours = Attention(tensors, "", heads=heads, rotary=True, gain=gain, first_only=False)(x, cos, sin)
     first = Attention(tensors, "", heads=heads, rotary=True, gain=gain, first_only=True)(x, cos, sin)
 
@@ -97,6 +99,53 @@ def test_a_dynamic_batch_takes_any_size(case: Make, model: str, tmp_path: Path) 
         chosen = np.arange(batch) % len(each.images)
         ours = run(tmp_path / "model.onnx", each.images[chosen])
         np.testing.assert_allclose(ours, each.theirs[chosen], atol=2e-5)
+
+
+def exported_dynamic(case: Case, path: Path, limit: Resolution, **io: object) -> Graph:
+    spec = case.spec
+    shape = dataclasses.replace(case.io(**io), resolution=limit, rope="dynamic")  # type: ignore[arg-type]
+    graph = passes.run(trace_dynamic(spec, case.weights, block_factors(spec, case.learned, limit), shape), "fp32")
+    preprocess = Request(model=spec, resolutions=(limit,)).preprocess
+    onnx_file.write(graph, path, onnx_file.metadata(spec, "dynamic", preprocess, {}))
+    return graph
+
+
+@pytest.mark.parametrize("model", ["rope_axial_deit_small", "rope_mixed_ape_deit_small", "deit_small"])
+def test_one_dynamic_graph_serves_every_size(case: Make, model: str, tmp_path: Path) -> None:
+    """Up- and downsized from 14x14, square and not, one row, the limit itself; batch 1 and 3."""
+    limit = Resolution(height=256, width=320)
+    exported_dynamic(case(model, "64"), tmp_path / "model.onnx", limit, batch=Dim(min=1, opt=2, max=3))
+    for size in ("224", "16", "16x320", "256x16", "112x208", "256x320"):
+        each = case(model, size)
+        for batch in (1, 3):
+            ours = run(tmp_path / "model.onnx", each.images[:batch])
+            np.testing.assert_allclose(ours, each.theirs[:batch], atol=2e-5, err_msg=size)
+
+
+def test_grids_of_as_many_tokens_get_their_own_tables(case: Make, tmp_path: Path) -> None:
+    """7x28 and 14x14 have 196 tokens each; tables picked by their number would fail here."""
+    limit = Resolution(height=224, width=448)
+    exported_dynamic(case("rope_mixed_deit_small", "64"), tmp_path / "model.onnx", limit)
+    for size in ("112x448", "224"):
+        each = case("rope_mixed_deit_small", size)
+        np.testing.assert_allclose(run(tmp_path / "model.onnx", each.images[:1]), each.theirs[:1], atol=2e-5)
+
+
+def test_dynamic_tables_take_the_room_of_two_sides(case: Make, tmp_path: Path) -> None:
+    each = case("rope_mixed_deit_small", "64")
+    sizes = {}
+    for side in (224, 1024):
+        graph = exported_dynamic(each, tmp_path / "model.onnx", Resolution(height=side, width=side))
+        sizes[side] = sum(value.const_value.nbytes for value in graph.model.graph.initializers.values())  # type: ignore[union-attr]
+    pairs = each.spec.dims[0] // 2
+    blocks = len(each.spec.blocks)
+    assert sizes[1024] - sizes[224] == 2 * 2 * 4 * pairs * blocks * (64 - 14)
+
+
+def test_a_size_over_the_limit_is_an_error_and_not_an_answer(case: Make, tmp_path: Path) -> None:
+    exported_dynamic(case("rope_axial_deit_small", "64"), tmp_path / "model.onnx", Resolution(height=64, width=64))
+    with pytest.raises(Exception, match="Non-zero status code"):
+        run(tmp_path / "model.onnx", case("rope_axial_deit_small", "96").images[:1])
 
 
 def test_raw_pixels_are_normalised_in_the_graph(case: Make, tmp_path: Path) -> None:

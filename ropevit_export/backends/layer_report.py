@@ -9,8 +9,8 @@ from ropevit_export.errors import BackendError
 _FIELDS = ("Name", "LayerType", "Inputs", "Constants", "Outputs", "TacticName", "StreamId", "Metadata")
 _FIELD = re.compile(rf"(?:^|, )({'|'.join(_FIELDS)}): ")
 _TENSOR = re.compile(
-    r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\], Strides: .*?"
-    r"Datatype: (?P<dtype>\w+), Format: (?P<format>.*?) \}"
+    r"\{ Name: (?P<name>[^{}]*?), (?:Location: \w+, )?Dimensions: \[(?P<shape>[^\]]*)\], (?:Strides: [^{}]*?)?"
+    r"Datatype: (?P<dtype>\w+), Format: (?P<format>[^{}]*?) \}"
 )
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 
@@ -52,7 +52,8 @@ def _tensors(text: str) -> list[dict[str, object]]:
     return [
         {
             "name": tensor["name"],
-            "shape": [int(extent) for extent in tensor["shape"].split(",") if extent],
+            # an extent that depends on the input is not a number
+            "shape": [int(extent) if extent.isdigit() else extent for extent in tensor["shape"].split(",") if extent],
             "dtype": tensor["dtype"],
             "format": tensor["format"],
         }

@@ -12,8 +12,13 @@ import numpy.typing as npt
 from safetensors import SafetensorError, numpy
 
 from ropevit_export.errors import BundleError
+from ropevit_export.values import Resolution
 
 Array = npt.NDArray[np.generic]
+
+
+def name(resolution: Resolution) -> str:
+    return f"golden-{resolution}.safetensors"
 
 
 def write(path: Path, image: Array, expected: Array) -> None:

@@ -57,6 +57,13 @@ class BatchEntry(_Strict):
     max: int
 
 
+class DynamicEntry(_Strict):
+    """A graph that takes any height and width up to `max` that are multiples of `multiple`."""
+
+    max: tuple[int, int]
+    multiple: int
+
+
 class FileEntry(_Strict):
     """A file that serves an artifact or a reader: golden tensors, a layer report, weights beside a graph."""
 
@@ -66,7 +73,10 @@ class FileEntry(_Strict):
 
 
 class ArtifactEntry(_Strict):
-    """`targets`: compute capabilities an engine runs on. `files`: what must lie beside it."""
+    """`targets`: compute capabilities an engine runs on. `files`: what must lie beside it.
+
+    `profiles`: an engine's optimization profiles by index, each for one of `resolutions`; empty for a static engine.
+    """
 
     kind: Literal["onnx", "tensorrt", "tensorrt-rtx", "openvino"]
     path: str
@@ -79,6 +89,8 @@ class ArtifactEntry(_Strict):
     built_with: str
     targets: tuple[str, ...]
     files: tuple[FileEntry, ...] = ()
+    dynamic: DynamicEntry | None = None
+    profiles: tuple[tuple[int, int], ...] = ()
 
 
 class ParityEntry(_Strict):
@@ -98,7 +110,7 @@ class ParityEntry(_Strict):
 class Manifest(_Strict):
     schema_version: Literal[1] = SCHEMA_VERSION
     model: str
-    rope: Literal["baked", "dynamic", "inputs"]
+    rope: Literal["baked", "dynamic"]
     output: Literal["logits", "cls", "tokens"]
     classes: int
     weights: WeightsEntry

@@ -59,7 +59,7 @@ def _row(each: ParityReport) -> str:
         f"{m.max_abs:.2e}",
         f"{m.mean_abs:.2e}",
         f"{m.relative:.2e}",
-        f"{each.tolerance.relative:.0e}",
+        f"{each.tolerance.relative:g}",
         f"{m.cosine:.9f}",
         "" if m.top1 is None else f"{m.top1:.0%}",
         m.not_finite,

@@ -53,7 +53,7 @@ class ParityReport:
         verdict = "within" if self.passed else "OUT OF"
         return (
             f"{self.artifact} at {self.resolution}: max error {m.max_abs:.1e}, {m.relative:.1e} of the reference's rms "
-            f"(limit {self.tolerance.relative:.0e}), cosine {m.cosine:.8f} (limit {self.tolerance.cosine}), "
+            f"(limit {self.tolerance.relative:g}), cosine {m.cosine:.8f} (limit {self.tolerance.cosine}), "
             f"{m.not_finite} NaN or Inf: {verdict} tolerance"
         )
 

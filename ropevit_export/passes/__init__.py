@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ropevit_export.passes.precision import ToFloat16
+from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
 from ropevit_export.passes.verify import verify
 from ropevit_export.values import Graph, PassRecord, Precision
@@ -22,8 +23,10 @@ DEFAULT: tuple[type[ir.passes.PassBase], ...] = (
     Simplify,
     FoldSequences,
     common.IdentityEliminationPass,
+    common.LiftConstantsToInitializersPass,
     common.CommonSubexpressionEliminationPass,
     common.DeduplicateHashedInitializersPass,  # onnxsim gives every node its own copy of small constants
+    StaticReshape,  # reads the shapes that onnxsim has inferred
     common.RemoveUnusedNodesPass,
     common.RemoveUnusedOpsetsPass,
 )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ropevit_export.values import ModelSpec, Resolution, RopeSpec
 
 if TYPE_CHECKING:
-    from ropevit_export.values import FloatArray, Tables
+    from ropevit_export.values import Factors, FloatArray, Tables
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -33,7 +33,7 @@ class RopeTable:
     columns: int
     prefix: int
 
-    def factors(self) -> tuple[tuple[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]:
+    def factors(self) -> Factors:
         """((cos_x, sin_x) (C, A, P), (cos_y, sin_y) (R, A, P)); with angle x + y the full table is
         cos_x·cos_y - sin_x·sin_y and sin_x·cos_y + cos_x·sin_y: O(R + C) storage for any grid up to this one.
         """
@@ -54,19 +54,31 @@ def block_tables(spec: ModelSpec, learned: Mapping[str, FloatArray], resolution:
 
     `learned`: frequencies by official name. Blocks that turn alike share their arrays. None for a plain model.
     """
+    tables = _blocks(spec, learned, resolution)
+    full = {id(table): table.full() for table in tables}
+    return [full[id(table)] for table in tables] or None
+
+
+def block_factors(spec: ModelSpec, learned: Mapping[str, FloatArray], limit: Resolution) -> list[Factors] | None:
+    """The factors along x and y of every block, for grids up to that of `limit`; shared and None as above."""
+    tables = _blocks(spec, learned, limit)
+    factors = {id(table): table.factors() for table in tables}
+    return [factors[id(table)] for table in tables] or None
+
+
+def _blocks(spec: ModelSpec, learned: Mapping[str, FloatArray], resolution: Resolution) -> list[RopeTable]:
     deit = spec.family == "deit"
     grid, prefix = (spec.grid(resolution), 1) if deit else (spec.window(resolution), 0)
     if spec.rope.kind == "none":
-        return None
+        return []
     if spec.rope.kind == "axial":
-        table = axial_table(spec.rope, head_dim=spec.head_dim, grid=grid, prefix=prefix)
-        return [table.full()] * len(spec.blocks)
+        return [axial_table(spec.rope, head_dim=spec.head_dim, grid=grid, prefix=prefix)] * len(spec.blocks)
     if deit:
         freqs = learned["freqs"].reshape(2, spec.depths[0], spec.heads[0], -1)
         per_block = [freqs[:, block] for block in range(spec.depths[0])]
     else:
         per_block = [learned[f"{block}attn.rope_freqs"] for block, _ in spec.blocks]
-    return [mixed_table(freqs, grid=grid, prefix=prefix).full() for freqs in per_block]
+    return [mixed_table(freqs, grid=grid, prefix=prefix) for freqs in per_block]
 
 
 def axial_table(spec: RopeSpec, *, head_dim: int, grid: tuple[int, int], prefix: int) -> RopeTable:

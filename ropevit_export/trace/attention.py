@@ -81,8 +81,3 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(nn.functional.gelu(self.fc1(x)))
-
-
-def table_buffer(cos_or_sin: torch.Tensor) -> torch.Tensor:
-    """A table (T, A, P) in the layout that `rotate` broadcasts: (T, 1, A, 1, P)."""
-    return cos_or_sin[:, None, :, None, :].contiguous()

@@ -1,35 +1,37 @@
-"""The deploy form of DeiT-III at one size."""
+"""The deploy form of DeiT-III, at one size or at any up to a largest."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ropevit_export.trace.attention import Attention, Mlp, table_buffer
+from ropevit_export.trace.attention import Attention, Mlp
 from ropevit_export.trace.fold import Norm, PatchEmbed, Tensors, linear
+from ropevit_export.trace.positions import FactorBank, Pair, ResizedEmbedding, TableBank
 from ropevit_export.values import IoSpec, ModelSpec, Weights
-
-if TYPE_CHECKING:
-    from ropevit_export.values import Tables
 
 
 class DeployDeit(nn.Module):
-    """Patches, class token, blocks, head. Where only the class token is read, the last block computes no other."""
+    """Patches, class token, blocks, head. Where only the class token is read, the last block computes no other.
+
+    `positions` turns queries and keys, if the model does. `weights` are of the size, or for a dynamic graph the
+    checkpoint's own.
+    """
 
     cls_token: torch.Tensor
     pos_embed: torch.Tensor | None
 
-    def __init__(self, spec: ModelSpec, weights: Weights, tables: Sequence[Tables] | None, io: IoSpec) -> None:
+    def __init__(self, spec: ModelSpec, weights: Weights, positions: TableBank | FactorBank | None, io: IoSpec) -> None:
         super().__init__()
         tensors = weights.tensors
         self.io = io
         self.embed = PatchEmbed(tensors, pixels=io.pixels)
         self.register_buffer("cls_token", tensors["cls_token"])
-        self.register_buffer("pos_embed", tensors.get("pos_embed"))
-        self.tables = TableBank(tables, len(spec.blocks))
+        dynamic = io.rope == "dynamic"
+        self.register_buffer("pos_embed", None if dynamic else tensors.get("pos_embed"))
+        limit = max(spec.grid(io.resolution))
+        self.resized = ResizedEmbedding(tensors["pos_embed"], limit) if dynamic and spec.ape else None
+        self.positions = positions
         last = len(spec.blocks) - 1
         self.blocks = nn.ModuleList(
             Block(spec, tensors, prefix, first_only=index == last and io.output != "tokens")
@@ -39,12 +41,18 @@ class DeployDeit(nn.Module):
         self.head = linear(tensors, "head") if io.output == "logits" else None
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        x = self.embed(image).flatten(2).transpose(1, 2)
+        patches = self.embed(image)
+        rows, columns = patches.shape[2:]
+        x = patches.flatten(2).transpose(1, 2)
         if self.pos_embed is not None:
             x = x + self.pos_embed
+        if self.resized is not None:
+            x = x + self.resized(rows, columns)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
-        for index, block in enumerate(self.blocks):
-            x = block(x, *self.tables(index))
+        nothing: list[Pair | tuple[None, None]] = [(None, None)] * len(self.blocks)
+        pairs = nothing if self.positions is None else self.positions(rows, columns)
+        for block, pair in zip(self.blocks, pairs, strict=True):
+            x = block(x, *pair)
         if self.io.output == "tokens":
             return self.norm(x)
         x = self.norm(x).flatten(1)  # one token is left
@@ -73,23 +81,3 @@ class Block(nn.Module):
             x = x[:, :1]
         x = x + y
         return x + self.mlp(self.norm2(x))
-
-
-class TableBank(nn.Module):
-    """The rotary tables as buffers: blocks that share a table share the buffer, so the graph stores it once."""
-
-    def __init__(self, tables: Sequence[Tables] | None, blocks: int) -> None:
-        super().__init__()
-        first: dict[int, int] = {}
-        self.owner = [first.setdefault(id(pair), index) for index, pair in enumerate(tables or [])]
-        self.blocks = blocks
-        for index in first.values():
-            assert tables is not None
-            for kind, table in zip(("cos", "sin"), tables[index], strict=True):
-                self.register_buffer(f"{kind}_{index}", table_buffer(torch.from_numpy(table)))
-
-    def forward(self, block: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if not self.owner:
-            return None, None
-        index = self.owner[block]
-        return getattr(self, f"cos_{index}"), getattr(self, f"sin_{index}")

@@ -5,19 +5,13 @@ Legend: B batch · R rows · C columns (of the stage's map) · N tokens of a win
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from ropevit_export.trace.attention import Attention, Mlp
-from ropevit_export.trace.deit import TableBank
 from ropevit_export.trace.fold import Norm, PatchEmbed, Tensors, linear
+from ropevit_export.trace.positions import Pair, TableBank
 from ropevit_export.values import IoSpec, ModelSpec, Weights
-
-if TYPE_CHECKING:
-    from ropevit_export.values import Tables
 
 Size = tuple[int, int]
 
@@ -25,14 +19,14 @@ Size = tuple[int, int]
 class DeploySwin(nn.Module):
     """Patches, four stages of window attention with a merge between, mean over the tokens, head."""
 
-    def __init__(self, spec: ModelSpec, weights: Weights, tables: Sequence[Tables] | None, io: IoSpec) -> None:
+    def __init__(self, spec: ModelSpec, weights: Weights, positions: TableBank | None, io: IoSpec) -> None:
         super().__init__()
         tensors = weights.tensors
         self.io = io
         self.embed = PatchEmbed(tensors, pixels=io.pixels)
         self.embed_norm = Norm(tensors, "patch_embed.norm", spec.norm_eps)
-        self.tables = TableBank(tables, len(spec.blocks))
-        window = spec.window(io.resolution)
+        self.positions = positions
+        window = self.window = spec.window(io.resolution)
         rows, columns = spec.grid(io.resolution)
         self.blocks = nn.ModuleList()
         self.merges = nn.ModuleDict()
@@ -47,8 +41,10 @@ class DeploySwin(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = self.embed_norm(self.embed(image).flatten(2).transpose(1, 2))
-        for index, block in enumerate(self.blocks):
-            x = block(x, *self.tables(index))
+        nothing: list[Pair | tuple[None, None]] = [(None, None)] * len(self.blocks)
+        pairs = nothing if self.positions is None else self.positions(*self.window)
+        for index, (block, pair) in enumerate(zip(self.blocks, pairs, strict=True)):
+            x = block(x, *pair)
             if str(index) in self.merges:
                 x = self.merges[str(index)](x)
         x = self.norm(x)

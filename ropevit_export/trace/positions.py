@@ -1,0 +1,121 @@
+"""Where a graph has its position tables from: constants for one size, or factors and an embedding for any size.
+
+Legend: R rows · C columns · T tokens (class token first) · A heads (1: all alike) · P pairs · W width of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from ropevit_export.values import Factors, Tables
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+# Keys' coefficient, as PyTorch's bicubic interpolation has it.
+_A = -0.75
+
+
+class TableBank(nn.Module):
+    """Rotary tables of one size. Blocks that share a table share the buffer, so the graph stores it once."""
+
+    def __init__(self, tables: Sequence[Tables]) -> None:
+        super().__init__()
+        self.owner = _owners(tables)
+        for index in set(self.owner):
+            for kind, table in zip(("cos", "sin"), tables[index], strict=True):
+                self.register_buffer(f"{kind}_{index}", torch.from_numpy(table)[:, None, :, None].contiguous())
+
+    def forward(self, rows: int, columns: int) -> list[Pair]:
+        """(cos, sin) of every block, each (T, 1, A, 1, P), as `attention.rotate` broadcasts them."""
+        return [(getattr(self, f"cos_{index}"), getattr(self, f"sin_{index}")) for index in self.owner]
+
+
+class FactorBank(nn.Module):
+    """Rotary tables of any size up to the stored one, from a table a column and a table a row.
+
+    With angle x + y: cos = cos x cos y - sin x sin y, sin = sin x cos y + cos x sin y. Slices and one multiply-add, no
+    trigonometry. `factors` as `rope.block_factors` gives them.
+    """
+
+    one: torch.Tensor
+    zero: torch.Tensor
+
+    def __init__(self, factors: Sequence[Factors]) -> None:
+        super().__init__()
+        self.owner = _owners(factors)
+        for index in set(self.owner):
+            for axis, (cos, sin) in zip(("x", "y"), factors[index], strict=True):
+                self.register_buffer(f"cos_{axis}_{index}", torch.from_numpy(cos.copy()))
+                self.register_buffer(f"sin_{axis}_{index}", torch.from_numpy(sin.copy()))
+        identity = torch.ones(1, 1, *factors[0][0][0].shape[1:])[:, :, :, None]
+        self.register_buffer("one", identity)
+        self.register_buffer("zero", torch.zeros_like(identity))
+
+    def forward(self, rows: int, columns: int) -> list[Pair]:
+        """As `TableBank`, for this grid."""
+        made = {index: self._table(index, rows, columns) for index in dict.fromkeys(self.owner)}
+        return [made[index] for index in self.owner]
+
+    def _table(self, index: int, rows: int, columns: int) -> Pair:
+        cos_x, sin_x = (getattr(self, f"{kind}_x_{index}")[None, :columns] for kind in ("cos", "sin"))
+        cos_y, sin_y = (getattr(self, f"{kind}_y_{index}")[:rows, None] for kind in ("cos", "sin"))
+        cos, sin = cos_x * cos_y - sin_x * sin_y, sin_x * cos_y + cos_x * sin_y
+        return self._with_class_token(cos, self.one), self._with_class_token(sin, self.zero)
+
+    @staticmethod
+    def _with_class_token(table_RCAP: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
+        return torch.cat([identity, table_RCAP.flatten(0, 1)[:, None, :, None]])
+
+
+class ResizedEmbedding(nn.Module):
+    """An absolute embedding resized bicubically in the graph: `align_corners=False`, no antialiasing, edges repeated.
+
+    Bicubic resizing is separable: a matrix (R, side) from the left and one (C, side) from the right. Their entries are
+    the cubic kernel at the distance of two centres, built from the size by arithmetic that every runtime has.
+    """
+
+    embed: torch.Tensor
+    centres: torch.Tensor
+    taps: torch.Tensor
+    edges: torch.Tensor
+
+    def __init__(self, embed_1TW: torch.Tensor, limit: int) -> None:
+        super().__init__()
+        self.side = math.isqrt(embed_1TW.shape[1])
+        self.register_buffer("embed", embed_1TW.reshape(self.side, self.side, -1))
+        self.register_buffer("centres", torch.arange(limit) + 0.5)
+        # The kernel reaches two taps beyond each edge; their weights go to the edge itself.
+        reach = torch.arange(-2, self.side + 2)
+        self.register_buffer("taps", reach.float()[None])
+        self.register_buffer("edges", torch.eye(self.side)[reach.clamp(0, self.side - 1)])
+
+    def forward(self, rows: int, columns: int) -> torch.Tensor:
+        """(1, R·C, W)."""
+        x = self._matrix(columns) @ self.embed  # (side, C, W)
+        y = self._matrix(rows) @ x.flatten(1)
+        return y.reshape(1, rows * columns, -1)
+
+    def _matrix(self, extent: int) -> torch.Tensor:
+        """(extent, side)."""
+        scale = self.side / torch.scalar_tensor(extent, dtype=torch.float32)
+        distance = (self.centres[:extent, None] * scale - 0.5 - self.taps).abs()
+        return _cubic(distance) @ self.edges
+
+
+def _cubic(distance: torch.Tensor) -> torch.Tensor:
+    """The kernel without a branch: its two pieces are zero where they meet, at distance 1, and beyond 2."""
+    near, far = distance.clamp(max=1.0), distance.clamp(1.0, 2.0)
+    inner = ((_A + 2) * near - (_A + 3)) * near * near + 1
+    outer = ((_A * far - 5 * _A) * far + 8 * _A) * far - 4 * _A
+    return inner + outer
+
+
+def _owners(pairs: Sequence[object]) -> list[int]:
+    """For every block the first block that has the same pair."""
+    first: dict[int, int] = {}
+    return [first.setdefault(id(pair), index) for index, pair in enumerate(pairs)]
