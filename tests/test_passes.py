@@ -103,7 +103,8 @@ def test_a_weight_beyond_half_precision_is_named(graph_of: Text) -> None:
 
 DYNAMIC = f"""{HEADER}
 g (float[batch,4] image) => (float[batch,4] logits)
-<float[8] table = {{0, 1, 2, 3, 4, 5, 6, 7}}, int64[1] zero = {{0}}, int64[1] four = {{4}}, float[1] third = {{0.333333}}> {{
+<float[8] table = {{0, 1, 2, 3, 4, 5, 6, 7}}, int64[1] zero = {{0}}, int64[1] four = {{4}},
+ float[1] third = {{0.333333}}> {{
     part = Slice (table, zero, four)
     exact = Mul (part, third)
     logits = Mul (image, exact)
@@ -147,7 +148,7 @@ def test_a_computed_reshape_becomes_a_constant_one(graph_of: Text) -> None:
 def test_a_reshape_with_two_unknown_extents_stays(graph_of: Text) -> None:
     model = graph_of(
         f"""{HEADER}
-        g (float[batch,tokens] image, int64[3] shape) => (float[1,tokens,batch] logits) {{
+        g (float[batch,tokens] image, int64[3] shape) => (float[tokens,batch,1] logits) {{
             logits = Reshape (image, shape)
         }}"""
     )
