@@ -29,7 +29,7 @@ def check(bundle: Path) -> list[ParityReport]:
 
 def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
     known = {manifest.MANIFEST}
-    for name, sha256 in listed.all_files():
+    for name, sha256 in dict(listed.all_files()).items():
         path = bundle / name
         known.add(name)
         if not path.is_file():

@@ -97,6 +97,7 @@ class _Export:
         self.parity: list[compare.ParityReport] = []
         self.files: list[manifest.FileEntry] = []
         self.notes: list[str] = []
+        self.weight_file = onnx_file.WeightFile(path=folder / "weights.data")
 
     def one_graph(self, weights: Weights, io: IoSpec) -> None:
         """From weights to an ONNX file that is checked at one size or, a dynamic one, at several."""
@@ -127,6 +128,9 @@ class _Export:
     def finish(self) -> manifest.Manifest:
         """Write report and manifest."""
         request, checkpoint = self.request, self.checkpoint
+        weights = _file("weights", self.weight_file.path)  # whole only now
+        artifacts = [each.model_copy(update={"files": (weights,)}) if each.kind == "onnx" else each
+                     for each in self.artifacts]  # fmt: skip
         path = self.folder / report.REPORT
         path.write_text(report.render(request, checkpoint, self.artifacts, self.parity, self.notes))
         written = manifest.Manifest(
@@ -141,7 +145,7 @@ class _Export:
                 trained=checkpoint.trained,
             ),
             preprocess=manifest.PreprocessEntry(**dataclasses.asdict(request.preprocess)),
-            artifacts=tuple(self.artifacts),
+            artifacts=tuple(artifacts),
             parity=tuple(_parity_entry(each) for each in self.parity),
             files=(*self.files, _file("report", path)),
             versions=_versions(),
@@ -194,7 +198,8 @@ class _Export:
         path = self.folder / f"model-{'dynamic' if io.rope == 'dynamic' else io.resolution}.onnx"
         facts = {"source": self.checkpoint.source, "sha256": self.checkpoint.sha256}
         facts["trained"] = str(self.checkpoint.trained).lower()
-        data = onnx_file.write(graph, path, onnx_file.metadata(request.model, request.rope, request.preprocess, facts))
+        metadata = onnx_file.metadata(request.model, request.rope, request.preprocess, facts)
+        onnx_file.write(graph, path, self.weight_file, metadata)
         self.artifacts.append(
             manifest.ArtifactEntry(
                 kind="onnx",
@@ -202,7 +207,6 @@ class _Export:
                 sha256=manifest.sha256(path),
                 built_with=f"torch {_version('torch')}, opset {graph.model.opset_imports['']}",
                 targets=(),
-                files=(_file("weights", data),),
                 resolutions=tuple((size.height, size.width) for size in request.named_sizes(io)),
                 dynamic=_dynamic_entry(request, io),
                 batch=manifest.BatchEntry(**dataclasses.asdict(io.batch)),

@@ -99,7 +99,8 @@ def written(case: Case, path: Path, precision: Precision, batch: Dim) -> IoSpec:
     tables = block_tables(case.spec, case.learned, case.resolution)
     graph = passes.run(trace(case.spec, case.sized, tables, io), precision)
     preprocess = Request(model=case.spec, resolutions=(case.resolution,)).preprocess
-    onnx_file.write(graph, path, onnx_file.metadata(case.spec, "baked", preprocess, {}))
+    weights = onnx_file.WeightFile(path=path.with_suffix(".data"))
+    onnx_file.write(graph, path, weights, onnx_file.metadata(case.spec, "baked", preprocess, {}))
     return io
 
 

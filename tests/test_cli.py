@@ -254,7 +254,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
-        (lambda path: flip(path / "model-32.onnx.data"), ["model-32.onnx.data has SHA-256", "changed or damaged"]),
+        (lambda path: flip(path / "weights.data"), ["weights.data has SHA-256", "changed or damaged"]),
         (lambda path: (path / "model-32.onnx").unlink(), ["lacks model-32.onnx", "copy the whole folder"]),
         (lambda path: (path / "stray").touch(), ["holds stray", "does not list"]),
         (lambda path: (path / "manifest.json").unlink(), ["is not a bundle: it has no manifest.json"]),
@@ -310,3 +310,7 @@ def test_several_sizes_make_one_bundle(run: Run, tmp_path: Path) -> None:
     assert [each["resolutions"] for each in listed["artifacts"]] == [[[32, 32]], [[32, 64]]]
     assert [each["outputs"][0]["shape"] for each in listed["artifacts"]] == [["batch", 1, 768], ["batch", 2, 768]]
     assert all(each["passed"] and each["batches"] == [1, 3] for each in listed["parity"])
+    weights = sum(
+        tensor.numel() * 4 for tensor in random_checkpoint(find_model("swin_rope_mixed_tiny"), 0).tensors.values()
+    )
+    assert (tmp_path / "out" / "weights.data").stat().st_size < 1.05 * weights

@@ -43,7 +43,7 @@ def exported(case: Case, path: Path, **io: object) -> Graph:
     tables = block_tables(spec, case.learned, case.resolution)
     graph = passes.run(trace(spec, case.sized, tables, case.io(**io)), "fp32")  # type: ignore[arg-type]
     facts = onnx_file.metadata(spec, "baked", Request(model=spec, resolutions=(case.resolution,)).preprocess, {})
-    onnx_file.write(graph, path, facts)
+    onnx_file.write(graph, path, onnx_file.WeightFile(path=path.with_suffix(".data")), facts)
     return graph
 
 
@@ -106,7 +106,8 @@ def exported_dynamic(case: Case, path: Path, limit: Resolution, **io: object) ->
     shape = dataclasses.replace(case.io(**io), resolution=limit, rope="dynamic")  # type: ignore[arg-type]
     graph = passes.run(trace_dynamic(spec, case.weights, block_factors(spec, case.learned, limit), shape), "fp32")
     preprocess = Request(model=spec, resolutions=(limit,)).preprocess
-    onnx_file.write(graph, path, onnx_file.metadata(spec, "dynamic", preprocess, {}))
+    facts = onnx_file.metadata(spec, "dynamic", preprocess, {})
+    onnx_file.write(graph, path, onnx_file.WeightFile(path=path.with_suffix(".data")), facts)
     return graph
 
 
@@ -173,7 +174,7 @@ def test_the_same_export_twice_gives_the_same_bytes(case: Make, tmp_path: Path) 
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         exported(each, tmp_path / name / "model.onnx")
-    for file in ("model.onnx", "model.onnx.data"):
+    for file in ("model.onnx", "model.data"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
