@@ -32,7 +32,7 @@ class WeightFile:
     def add(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
         """The tensor as a reference into this file."""
         array = tensor.numpy()
-        data = memoryview(array.reshape(-1).view(np.uint8))
+        data = array.reshape(-1).view(np.uint8).data
         key = hashlib.sha256(data).hexdigest()
         if key not in self._places:
             with self.path.open("ab") as stream:
