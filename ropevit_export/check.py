@@ -20,10 +20,11 @@ def check(bundle: Path) -> list[ParityReport]:
     listed = manifest.read(bundle)
     _check_files(bundle, listed)
     artifacts = {artifact.path: artifact for artifact in listed.artifacts if artifact.kind == "onnx"}
+    wanted = dict.fromkeys((each.artifact, each.resolution) for each in listed.parity if each.artifact in artifacts)
     return [
-        _run(bundle, listed, artifacts[each.artifact], Resolution(height=each.resolution[0], width=each.resolution[1]))
-        for each in listed.parity
-        if each.artifact in artifacts
+        each
+        for path, (height, width) in wanted
+        for each in _run(bundle, listed, artifacts[path], Resolution(height=height, width=width))
     ]
 
 
@@ -46,7 +47,7 @@ def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
 
 def _run(
     bundle: Path, listed: manifest.Manifest, artifact: manifest.ArtifactEntry, resolution: Resolution
-) -> ParityReport:
+) -> list[ParityReport]:
     from ropevit_export.backends.onnxruntime import OnnxRuntime
 
     if artifact.precision not in TOLERANCES:
@@ -61,5 +62,8 @@ def _run(
         output=listed.output,
         pixels=listed.preprocess.dtype == "uint8",
     )
-    runner, tolerance = OnnxRuntime(bundle / artifact.path), TOLERANCES[artifact.precision]
-    return measure(runner, artifact.path, io, resolution, feed, expected, tolerance)
+    runner = OnnxRuntime(bundle / artifact.path, precision=artifact.precision)
+    try:
+        return measure(runner, artifact.path, io, resolution, feed, expected, TOLERANCES[artifact.precision])
+    except ValueError as error:
+        raise BundleError(f"{bundle / golden.name(resolution)} does not fit {artifact.path}: {error}.") from error

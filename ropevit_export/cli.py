@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -24,17 +23,19 @@ if TYPE_CHECKING:
     from ropevit_export.pipeline import Bundle
 
 ENGINES = ("auto", "none", "tensorrt-rtx")
+# Ctrl-C, a polite kill, a closed terminal (which Windows does not have)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def main() -> NoReturn:
     """Console entry point."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in SIGNALS:
         signal.signal(signum, _interrupt)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: huge pages for weights, half the page faults
     code = run(sys.argv[1:])
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):  # closed, or full
+            stream.flush()
     os._exit(code)  # taking torch and TensorRT apart again takes two seconds and changes nothing
 
 
@@ -50,6 +51,11 @@ def run(arguments: Sequence[str]) -> int:
         return _fail("interrupted, nothing was written.", 130)
     except BrokenPipeError:  # the reader of our stdout has left
         return 1
+    except OSError as error:
+        return _fail(f"can't write the result: {error.strerror or error}.", 1)
+    except Exception as error:  # a bug of ours: still one line, and a traceback for whoever asks for it
+        logging.getLogger("ropevit_export").debug("unexpected", exc_info=True)
+        return _fail(f"unexpected {type(error).__name__}: {error}. This is a bug, please report it.", 1)
     return 0
 
 
@@ -58,6 +64,8 @@ class _Interrupted(BaseException):
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
+    for signum in SIGNALS:  # a second one must not stop the clean-up
+        signal.signal(signum, signal.SIG_IGN)
     raise _Interrupted
 
 
@@ -78,7 +86,7 @@ def _each(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Paramet
 def _target(text: str) -> str:
     """`89`, `8.9`, `sm89` or `SM_89`."""
     digits = text.lower().removeprefix("sm").strip("_").replace(".", "")
-    if not digits.isdigit():
+    if not (digits.isascii() and digits.isdigit()):
         raise UsageError(f"--sm {text!r} is not a compute capability, such as 89 or 120.")
     return digits
 
@@ -169,12 +177,16 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     \b
     ropevit-export --model rope_mixed_deit_base --res 384
     """  # fmt: skip
+    given = [
+        max(each.opts, key=len)
+        for each in ctx.command.params
+        if each.name and ctx.get_parameter_source(each.name) == click.core.ParameterSource.COMMANDLINE
+    ]
     if ctx.invoked_subcommand is not None:
-        given = [name for name in options if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE]
         if given:
-            raise UsageError(f"{ctx.invoked_subcommand} takes no --{given[0]} before its name.")
+            raise UsageError(f"{ctx.invoked_subcommand} takes no {given[0]} before its name.")
         return
-    if not options["model"] and not options["res"]:
+    if not given:
         click.echo(ctx.get_help())
         return
     _export(**options)
@@ -203,8 +215,10 @@ def check(bundle: Path, as_json: bool) -> None:
     with _quiet_libraries():
         reports = checking.check(bundle)
     if as_json:
-        rows = [{**dataclasses.asdict(each), "passed": each.passed} for each in reports]
-        click.echo(json.dumps({"bundle": str(bundle), "parity": rows}, indent=2))
+        from ropevit_export.pipeline import parity_entry
+
+        rows = [json.loads(parity_entry(each).model_dump_json()) for each in reports]
+        click.echo(json.dumps({"bundle": str(bundle), "parity": rows}, indent=2, allow_nan=False))
     else:
         for each in reports:
             click.echo(each.sentence())
@@ -212,7 +226,7 @@ def check(bundle: Path, as_json: bool) -> None:
     if failed:
         raise ParityError(failed[0].sentence())
     if not as_json:
-        click.echo(f"{bundle}: every file as listed, {len(reports)} graph{'s'[len(reports) == 1 :]} within tolerance")
+        click.echo(f"{bundle}: every file as listed, {len(reports)} of {len(reports)} comparisons within tolerance")
 
 
 def _export(
@@ -222,7 +236,12 @@ def _export(
     if not model:
         raise UsageError("no model: give --model NAME; `ropevit-export models` lists them.")
     request = Request(
-        model=find_model(model), resolutions=res, batch=Dim.parse(batch), engines=engine, targets=sm, **rest
+        model=find_model(model),
+        resolutions=res,
+        batch=Dim.parse(batch),
+        engines=engine,
+        targets=tuple(dict.fromkeys(sm)),
+        **rest,
     )
     from ropevit_export import pipeline
 

@@ -39,6 +39,10 @@ class BackendError(RopevitError):
     """A runtime is missing, can't serve the request, or failed to build or run."""
 
 
+class InputError(RopevitError):
+    """A loaded bundle can't take these images."""
+
+
 class ParityError(RopevitError):
     """An artifact's outputs are not the reference's."""
 

@@ -51,6 +51,9 @@ def export(
     """
     from ropevit_export.backends.select import builders
 
+    if out is not None:
+        out = out.expanduser()
+        out = out if out.name not in ("", "..") else out.resolve()
     makers, remark = builders(request.engines)
     for maker in makers:
         for io in request.graphs():
@@ -132,7 +135,7 @@ class _Export:
         artifacts = [each.model_copy(update={"files": (weights,)}) if each.kind == "onnx" else each
                      for each in self.artifacts]  # fmt: skip
         path = self.folder / report.REPORT
-        path.write_text(report.render(request, checkpoint, self.artifacts, self.parity, self.notes))
+        path.write_text(report.render(request, checkpoint, self.artifacts, self.parity, self.notes), encoding="utf-8")
         written = manifest.Manifest(
             model=request.model.name,
             rope=request.rope,
@@ -143,10 +146,11 @@ class _Export:
                 revision=checkpoint.revision,
                 sha256=checkpoint.sha256,
                 trained=checkpoint.trained,
+                remark=None if checkpoint.trained else report.UNTRAINED,
             ),
             preprocess=manifest.PreprocessEntry(**dataclasses.asdict(request.preprocess)),
             artifacts=tuple(artifacts),
-            parity=tuple(_parity_entry(each) for each in self.parity),
+            parity=tuple(parity_entry(each) for each in self.parity),
             files=(*self.files, _file("report", path)),
             versions=_versions(),
         )
@@ -198,8 +202,9 @@ class _Export:
         path = self.folder / f"model-{'dynamic' if io.rope == 'dynamic' else io.resolution}.onnx"
         facts = {"source": self.checkpoint.source, "sha256": self.checkpoint.sha256}
         facts["trained"] = str(self.checkpoint.trained).lower()
+        limits = {} if io.rope == "baked" else _limits(request, io)
         metadata = onnx_file.metadata(request.model, request.rope, request.preprocess, facts)
-        onnx_file.write(graph, path, self.weight_file, metadata)
+        onnx_file.write(graph, path, self.weight_file, metadata | limits)
         self.artifacts.append(
             manifest.ArtifactEntry(
                 kind="onnx",
@@ -222,9 +227,10 @@ class _Export:
 
         request = self.request
         with self._stage(f"parity {size}") as note:
-            each = measure(OnnxRuntime(path), path.name, io, size, feed, expected, TOLERANCES[request.precision])
-            self.parity.append(each)
-            note(each.sentence())
+            runner, tolerance = OnnxRuntime(path, precision=request.precision), TOLERANCES[request.precision]
+            measured = measure(runner, path.name, io, size, feed, expected, tolerance)
+            self.parity += measured
+            note(max(measured, key=lambda each: each.metrics.relative).sentence())
 
     def _build(self, maker: Builder, source: manifest.ArtifactEntry, io: IoSpec) -> None:
         spec = _engine_spec(self.request, maker, io)
@@ -234,7 +240,9 @@ class _Export:
             path = onnx.with_suffix(maker.suffix)
             path.write_bytes(plan.data)
             layers = onnx.with_suffix(f"{maker.suffix}.layers.json")
-            layers.write_text(json.dumps({"built_with": plan.built_with, "layers": plan.layers}, indent=1) + "\n")
+            layers.write_text(
+                json.dumps({"built_with": plan.built_with, "layers": plan.layers}, indent=1) + "\n", "utf-8"
+            )
             note(f"{len(plan.layers)} kernels, {len(plan.data) / 1e6:.0f} MB, SM {', '.join(plan.targets)}")
         self.notes.append(_engine_note(path.name, plan))
         self.artifacts.append(
@@ -266,25 +274,27 @@ def measure(
     feed: np.ndarray,
     expected: np.ndarray,
     tolerance: Tolerance,
-) -> compare.ParityReport:
-    """Run an artifact on the samples, at every batch size that its batch axis makes worth trying."""
-    batches = _batches(io, len(feed))
-    ours, theirs = [], []
-    for batch in batches:
-        for start in range(0, len(feed) if batch == batches[-1] else 1, batch):
-            chosen = np.arange(start, start + batch) % len(feed)
-            ours.append(runner.run({io.input.name: feed[chosen]})[io.output])
-            theirs.append(expected[chosen])
-    return compare.ParityReport(
-        artifact=artifact,
-        resolution=size,
-        batches=tuple(batches),
-        inputs=f"seeded noise and {len(feed) - 1} photographs",
-        reference="PyTorch float32, unfolded",
-        runtime=runner.describe,
-        metrics=compare.compare(np.concatenate(ours), np.concatenate(theirs), io.output),
-        tolerance=tolerance,
-    )
+) -> list[compare.ParityReport]:
+    """Run an artifact on the samples, once for every batch size that its batch axis makes worth trying."""
+    reports = []
+    for batch in _batches(io, len(feed)):
+        chosen = [np.arange(start, start + batch) % len(feed) for start in range(0, len(feed), batch)]
+        ours = [runner.run({io.input.name: feed[each]}, io.output) for each in chosen]
+        theirs = [expected[each] for each in chosen]
+        metrics = compare.compare(np.concatenate(ours), np.concatenate(theirs), io.output)
+        reports.append(
+            compare.ParityReport(
+                artifact=artifact,
+                resolution=size,
+                batch=batch,
+                inputs=f"seeded noise and {len(feed) - 1} photographs",
+                reference="PyTorch float32, unfolded",
+                runtime=runner.describe,
+                metrics=metrics,
+                tolerance=tolerance,
+            )
+        )
+    return reports
 
 
 def _batches(io: IoSpec, count: int) -> list[int]:
@@ -325,7 +335,8 @@ def _stage(name: str, progress: Progress) -> Iterator[Callable[[str], None]]:
 
 def _keep_report(work: _Export, final: Path) -> Path:
     path = final.with_name(f"{final.name}.out-of-tolerance.md")
-    path.write_text(report.render(work.request, work.checkpoint, work.artifacts, work.parity, work.notes))
+    text = report.render(work.request, work.checkpoint, work.artifacts, work.parity, work.notes)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -346,15 +357,20 @@ def _dynamic_entry(request: Request, io: IoSpec) -> manifest.DynamicEntry | None
     return manifest.DynamicEntry(max=limit, multiple=request.model.multiple)
 
 
+def _limits(request: Request, io: IoSpec) -> dict[str, str]:
+    """What a dynamic graph can't say by its shapes: a host must not feed it other sizes."""
+    return {"max_size": f"{io.resolution.height}x{io.resolution.width}", "size_multiple": str(request.model.multiple)}
+
+
 def _engine_note(name: str, plan: Plan) -> str:
     return f"{name}: {len(plan.layers)} kernels, built with {plan.built_with}, not run here"
 
 
-def _parity_entry(each: compare.ParityReport) -> manifest.ParityEntry:
+def parity_entry(each: compare.ParityReport) -> manifest.ParityEntry:
     return manifest.ParityEntry(
         artifact=each.artifact,
         resolution=(each.resolution.height, each.resolution.width),
-        batches=each.batches,
+        batch=each.batch,
         inputs=each.inputs,
         reference=each.reference,
         runtime=each.runtime,
@@ -375,7 +391,7 @@ def _version(package: str) -> str:
 def _versions() -> dict[str, str]:
     """What the ONNX file's bytes and the numbers in the report depend on."""
     wanted = ("ropevit-export", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime",
-              "onnxruntime-gpu", "tensorrt-rtx-cu13", "numpy")  # fmt: skip
+              "onnxruntime-gpu", "tensorrt-rtx-cu13", "numpy", "pillow", "safetensors")  # fmt: skip
     found = {}
     for name in wanted:
         with suppress(importlib.metadata.PackageNotFoundError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ropevit_export.errors import UsageError
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     Tables = tuple[FloatArray, FloatArray]
     # the same along x, each (columns, heads or 1, head width / 2), and along y, each (rows, …)
     Factors = tuple[Tables, Tables]
-    Arrays = Mapping[str, npt.NDArray[np.generic]]
+    Array = npt.NDArray[Any]
+    Arrays = Mapping[str, Array]
 
 Family = Literal["deit", "swin"]
 RopeKind = Literal["none", "axial", "mixed"]
@@ -331,6 +332,10 @@ class Request:
             raise UsageError(f"resolution named twice: {', '.join(map(str, self.resolutions))}.")
         for resolution in self.resolutions:
             self.model.check(resolution)
+        if self.revision and self.weights not in ("auto", "pretrained"):
+            raise UsageError(f"--revision is of the hub, but the weights are {self.weights}: leave one out.")
+        if self.targets and set(self.engines) == {"none"}:
+            raise UsageError("--sm chooses an engine's targets, but --engine none builds none: leave one out.")
         if self.rope == "dynamic" and self.model.family == "swin":
             raise UsageError(
                 "--rope dynamic is for DeiT models: Swin's window follows the size, so name its sizes with --res."

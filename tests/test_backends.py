@@ -85,7 +85,12 @@ def test_a_provider_that_onnxruntime_drops_is_an_error(graph_file: Path) -> None
 
 def test_a_wrong_input_is_an_error_of_the_runtime(graph_file: Path) -> None:
     with pytest.raises(BackendError, match="ONNX Runtime failed to run: "):
-        OnnxRuntime(graph_file).run({"image": np.zeros((1, 3, 8, 8), np.float32)})
+        OnnxRuntime(graph_file).run({"image": np.zeros((1, 3, 8, 8), np.float32)}, "logits")
+
+
+def test_a_runtime_says_what_it_computes_in(graph_file: Path) -> None:
+    assert OnnxRuntime(graph_file).describe.endswith("CPUExecutionProvider, float32")
+    assert "computed mostly in float32: no proof against overflow" in OnnxRuntime(graph_file, precision="fp16").describe
 
 
 def test_a_file_that_is_no_graph_is_an_error(tmp_path: Path) -> None:

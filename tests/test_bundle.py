@@ -99,6 +99,14 @@ def test_a_file_in_the_way_of_the_folder_is_an_error(tmp_path: Path) -> None:
         pytest.fail("must not begin")
 
 
+def parity(**changes: object) -> dict[str, object]:
+    metrics = {"relative": 1e-6, "cosine": 1.0, "not_finite": 0}
+    return {
+        "artifact": "model.onnx", "resolution": [224, 224], "batch": 1, "inputs": "", "reference": "", "runtime": "",
+        "metrics": metrics, "tolerance": {"relative": 1e-4, "cosine": 0.9999}, "passed": True,
+    } | changes  # fmt: skip
+
+
 def right() -> dict[str, object]:
     artifact = {
         "kind": "onnx", "path": "model.onnx", "sha256": SHA, "resolutions": [[224, 224]],
@@ -109,10 +117,11 @@ def right() -> dict[str, object]:
     }  # fmt: skip
     return {
         "schema_version": 1, "model": "deit_small_patch16_LS", "rope": "baked", "output": "logits", "classes": 1000,
-        "weights": {"source": "random", "revision": None, "sha256": SHA, "trained": False},
+        "weights": {"source": "random", "revision": None, "sha256": SHA, "trained": False,
+                    "remark": "UNTRAINED"},
         "preprocess": {"mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bicubic", "crop": 1.0, "layout": "NCHW",
                        "dtype": "float32"},
-        "artifacts": [artifact], "parity": [], "files": [], "versions": {},
+        "artifacts": [artifact], "parity": [parity()], "files": [], "versions": {},
     }  # fmt: skip
 
 
@@ -127,7 +136,21 @@ def test_a_right_manifest_is_read(tmp_path: Path) -> None:
         ({"schema_version": 2}, "schema_version: Input should be 1"),
         ({"rope": "magic"}, "rope: Input should be 'baked'"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
-        ({"weights": {"source": "x", "revision": None, "sha256": "abc", "trained": True}}, "weights.sha256: "),
+        (
+            {"weights": {"source": "x", "revision": None, "sha256": "abc", "trained": True, "remark": None}},
+            "weights.sha256",
+        ),
+        ({"files": [{"kind": "report", "path": "../../etc/passwd", "sha256": SHA}]}, "files.0.path: "),
+        ({"parity": []}, "the file: Value error, no parity for model.onnx"),
+        (
+            {"parity": [parity(passed=False)]},
+            "parity.0: Value error, passed is False, its metrics and tolerance say True",
+        ),
+        (
+            {"parity": [parity(metrics={"relative": 9, "cosine": 1, "not_finite": 0})]},
+            "parity.0: Value error, passed is True",
+        ),
+        ({"parity": [parity(resolution=[0, 0])]}, "parity.0.resolution.0: "),
         ({"artifacts": None}, "artifacts: "),
     ],
 )

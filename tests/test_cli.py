@@ -76,6 +76,11 @@ def assert_one_line(err: str, *parts: str) -> None:
         (["--model", "deit_small", "--res", "224", "--sm", "new"], ["is not a compute capability"]),
         (["--model", "deit_small", "--res", "224", "--engine", "none", "--engine", "auto"], ["excludes the others"]),
         (["--no-such-option"], ["No such option"]),
+        (["--out", "foo", "--force"], ["give --model NAME"]),
+        (["--model", "", "--res", "224"], ["give --model NAME"]),
+        (["--model", "deit_small", "--res", "224", "--revision", "abc", "--weights", "random"], ["leave one out"]),
+        (["--model", "deit_small", "--res", "224", "--sm", "90", "--engine", "none"], ["leave one out"]),
+        (["--json", "models"], ["models takes no --json before its name"]),
         (["--model", "deit_small", "check", "x"], ["check takes no --model before its name"]),
     ],
 )
@@ -107,6 +112,7 @@ def test_without_a_hub_the_bundle_is_random_and_says_so(run: Run, tmp_path: Path
     assert "UNTRAINED" in (folder / "report.md").read_text()
     listed = json.loads((folder / "manifest.json").read_text())
     assert listed["weights"]["trained"] is False
+    assert listed["weights"]["remark"].startswith("UNTRAINED")
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
@@ -211,7 +217,7 @@ def test_no_space_left_leaves_the_old_bundle(bundle: Path, tmp_path: Path) -> No
     assert cli.run(["check", str(copy)]) == 0
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_killed_run_leaves_nothing(tmp_path: Path, signum: signal.Signals) -> None:
     with subprocess_run(*SMALL, "--weights", "random", "--out", "out", cwd=tmp_path) as process:
         deadline = time.monotonic() + 60
@@ -240,7 +246,7 @@ def test_check_accepts_a_moved_bundle(run: Run, bundle: Path, tmp_path: Path) ->
     copy = shutil.copytree(bundle, tmp_path / "elsewhere")
     code, out, err = run("check", copy)
     assert (code, err) == (0, "")
-    assert out.splitlines()[-1].endswith("every file as listed, 1 graph within tolerance")
+    assert out.splitlines()[-1].endswith("every file as listed, 1 of 1 comparisons within tolerance")
     code, out, _ = run("check", copy, "--json")
     assert json.loads(out)["parity"][0]["passed"] is True
 
@@ -309,8 +315,28 @@ def test_several_sizes_make_one_bundle(run: Run, tmp_path: Path) -> None:
     assert code == 0
     assert [each["resolutions"] for each in listed["artifacts"]] == [[[32, 32]], [[32, 64]]]
     assert [each["outputs"][0]["shape"] for each in listed["artifacts"]] == [["batch", 1, 768], ["batch", 2, 768]]
-    assert all(each["passed"] and each["batches"] == [1, 3] for each in listed["parity"])
+    assert [(each["resolution"], each["batch"]) for each in listed["parity"]] == [
+        ([32, 32], 1),
+        ([32, 32], 3),
+        ([32, 64], 1),
+        ([32, 64], 3),
+    ]
     weights = sum(
         tensor.numel() * 4 for tensor in random_checkpoint(find_model("swin_rope_mixed_tiny"), 0).tensors.values()
     )
     assert (tmp_path / "out" / "weights.data").stat().st_size < 1.05 * weights
+
+
+def test_half_precision_takes_raw_pixels(run: Run, tmp_path: Path) -> None:
+    options = ("--engine", "none", "-q", "--weights", "random", "--precision", "fp16", "--pixels", "--json")
+    code, out, _ = run("--model", "swin_rope_mixed_tiny", "--res", "32", *options, "--out", "out")
+    assert code == 0
+    assert json.loads(out)["artifacts"][0]["inputs"][0]["dtype"] == "uint8"
+
+
+def test_the_present_folder_can_be_the_bundle(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, _, err = run(*SMALL, "--weights", "random", "--out", ".")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "here" / "manifest.json").is_file()

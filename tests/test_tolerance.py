@@ -24,7 +24,7 @@ def report(metrics: Metrics, precision: Precision, case: Case) -> ParityReport:
     return ParityReport(
         artifact="model.onnx",
         resolution=case.resolution,
-        batches=(1,),
+        batch=1,
         inputs="",
         reference="",
         runtime="",

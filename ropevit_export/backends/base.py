@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from ropevit_export.values import EngineSpec, Plan
 
 if TYPE_CHECKING:
-    from ropevit_export.values import Arrays
+    from ropevit_export.values import Array, Arrays
 
 
 class Runner(Protocol):
@@ -17,8 +17,8 @@ class Runner(Protocol):
     @property
     def describe(self) -> str: ...
 
-    def run(self, feeds: Arrays) -> Arrays:
-        """Outputs by name; raises BackendError."""
+    def run(self, feeds: Arrays, output: str) -> Array:
+        """The named output; raises BackendError."""
         ...
 
 

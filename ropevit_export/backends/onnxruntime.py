@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ropevit_export.errors import BackendError
 
 if TYPE_CHECKING:
-    from ropevit_export.values import Arrays
+    from ropevit_export.values import Array, Arrays
 
 
 class OnnxRuntime:
     """A session. ONNX Runtime silently replaces a provider that it can't load, so what it loaded is compared."""
 
-    def __init__(self, model: Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+    def __init__(
+        self, model: Path, providers: Sequence[str] = ("CPUExecutionProvider",), *, precision: str = "fp32"
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -31,15 +35,20 @@ class OnnxRuntime:
             raise BackendError(f"asked ONNX Runtime for {', '.join(providers)}, it loaded {', '.join(loaded)}.")
         self._version = str(onnxruntime.__version__)
         self._providers = tuple(providers)
+        self._precision = precision
 
     @property
     def describe(self) -> str:
-        return f"ONNX Runtime {self._version}, {', '.join(self._providers)}"
+        computed = "float32"
+        if self._precision != "fp32" and self._providers == ("CPUExecutionProvider",):
+            computed = f"{self._precision} weights and values, computed mostly in float32: no proof against overflow"
+        elif self._precision != "fp32":
+            computed = self._precision
+        return f"ONNX Runtime {self._version}, {', '.join(self._providers)}, {computed}"
 
-    def run(self, feeds: Arrays) -> Arrays:
-        names = [output.name for output in self._session.get_outputs()]
+    def run(self, feeds: Arrays, output: str) -> Array:
         try:
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+            return np.asarray(self._session.run([output], dict(feeds))[0])
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed to run: {_line(error)}") from error
 

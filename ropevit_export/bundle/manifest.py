@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ropevit_export.errors import BundleError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
+# A bundle is flat: a path that leads anywhere else is not of it.
+FileName = Field(pattern=r"^[^/\\]+$")
+Extent = Annotated[int, Field(ge=1)]
+Size = tuple[Extent, Extent]
 
 
 class _Strict(BaseModel):
@@ -22,12 +26,13 @@ class _Strict(BaseModel):
 
 
 class WeightsEntry(_Strict):
-    """`source`: a hub repository and file, a file's name, or "random". `trained` false: never classify with it."""
+    """`source`: a hub repository and file, a file's name, or "random". `remark`: UNTRAINED, if not `trained`."""
 
     source: str
     revision: str | None
     sha256: str = Sha256
     trained: bool
+    remark: str | None
 
 
 class PreprocessEntry(_Strict):
@@ -52,23 +57,27 @@ class TensorEntry(_Strict):
 
 
 class BatchEntry(_Strict):
-    min: int
-    opt: int
-    max: int
+    min: Extent
+    opt: Extent
+    max: Extent
 
 
 class DynamicEntry(_Strict):
     """A graph that takes any height and width up to `max` that are multiples of `multiple`."""
 
-    max: tuple[int, int]
-    multiple: int
+    max: Size
+    multiple: Extent
+
+    def takes(self, height: int, width: int) -> bool:
+        on_grid = height > 0 and width > 0 and height % self.multiple == 0 and width % self.multiple == 0
+        return on_grid and height <= self.max[0] and width <= self.max[1]
 
 
 class FileEntry(_Strict):
     """A file that serves an artifact or a reader: golden tensors, a layer report, weights beside a graph."""
 
     kind: str
-    path: str
+    path: str = FileName
     sha256: str = Sha256
 
 
@@ -79,9 +88,9 @@ class ArtifactEntry(_Strict):
     """
 
     kind: Literal["onnx", "tensorrt", "tensorrt-rtx", "openvino"]
-    path: str
+    path: str = FileName
     sha256: str = Sha256
-    resolutions: tuple[tuple[int, int], ...]
+    resolutions: tuple[Size, ...]
     batch: BatchEntry
     precision: str
     inputs: tuple[TensorEntry, ...]
@@ -90,21 +99,30 @@ class ArtifactEntry(_Strict):
     targets: tuple[str, ...]
     files: tuple[FileEntry, ...] = ()
     dynamic: DynamicEntry | None = None
-    profiles: tuple[tuple[int, int], ...] = ()
+    profiles: tuple[Size, ...] = ()
 
 
 class ParityEntry(_Strict):
     """`metrics` and `tolerance` by name; `passed` follows from them."""
 
     artifact: str
-    resolution: tuple[int, int]
-    batches: tuple[int, ...]
+    resolution: Size
+    batch: Extent
     inputs: str
     reference: str
     runtime: str
     metrics: dict[str, float | int | None]
     tolerance: dict[str, float]
     passed: bool
+
+    @model_validator(mode="after")
+    def _passed_follows(self) -> ParityEntry:
+        relative, cosine = self.metrics.get("relative"), self.metrics.get("cosine")
+        within = relative is not None and cosine is not None and self.metrics.get("not_finite") == 0
+        within = within and relative <= self.tolerance["relative"] and cosine >= self.tolerance["cosine"]  # type: ignore[operator]
+        if within != self.passed:
+            raise ValueError(f"passed is {self.passed}, its metrics and tolerance say {within}")
+        return self
 
 
 class Manifest(_Strict):
@@ -120,8 +138,18 @@ class Manifest(_Strict):
     files: tuple[FileEntry, ...]
     versions: dict[str, str]
 
+    @model_validator(mode="after")
+    def _every_graph_was_compared(self) -> Manifest:
+        compared = {each.artifact for each in self.parity}
+        missing = [each.path for each in self.artifacts if each.kind == "onnx" and each.path not in compared]
+        if missing:
+            raise ValueError(f"no parity for {', '.join(missing)}")
+        if not any(each.kind == "onnx" for each in self.artifacts):
+            raise ValueError("no ONNX graph among the artifacts")
+        return self
+
     def write(self, bundle: Path) -> None:
-        (bundle / MANIFEST).write_text(self.model_dump_json(indent=2) + "\n")
+        (bundle / MANIFEST).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def all_files(self) -> list[tuple[str, str]]:
         """(path, SHA-256) of every file of the bundle but this one."""

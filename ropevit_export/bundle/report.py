@@ -33,11 +33,13 @@ def render(
         "",
         "## Parity",
         "",
-        "| artifact | size | batches | max abs | mean abs | over rms | limit | cosine | top-1 | NaN, Inf | verdict |",
+        "| artifact | size | batch | max abs | mean abs | over rms | limit | cosine | top-1 | NaN, Inf | verdict |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *(_row(each) for each in parity),
         "",
-        *(f"- {each.artifact}: {each.runtime}, against {each.reference}, on {each.inputs}." for each in parity),
+        *dict.fromkeys(
+            f"- {each.artifact}: {each.runtime}, against {each.reference}, on {each.inputs}." for each in parity
+        ),
         *(f"- {note}." for note in notes),
     ]
     return "\n".join(lines) + "\n"
@@ -55,7 +57,7 @@ def _row(each: ParityReport) -> str:
     cells = (
         each.artifact,
         each.resolution,
-        ", ".join(map(str, each.batches)),
+        each.batch,
         f"{m.max_abs:.2e}",
         f"{m.mean_abs:.2e}",
         f"{m.relative:.2e}",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +31,8 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"no checkpoint at {path}: --weights takes auto, pretrained, random or an existing file.")
     if path.is_dir() or path.suffix not in _SUFFIXES:
         raise CheckpointError(f"{path} is not a checkpoint file: needs one of {', '.join(_SUFFIXES)}.")
+    if fault := _first_bytes_fault(path):
+        raise CheckpointError(f"{path} can't be read as a checkpoint: {fault}.")
     try:
         sha256 = digest(path)
         content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
@@ -36,8 +40,28 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from error
     except Exception as error:  # damaged bytes lead torch's reader anywhere: IndexError, struct.error, AssertionError
         reason = str(error).strip().split("\n")[0][:200]
+        if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to switch the safety off
+            reason = "not a PyTorch file, or one that holds more than tensors and would run code when read"
         raise CheckpointError(f"{path} can't be read as a checkpoint, it is truncated or not one: {reason}") from error
     return Checkpoint(tensors=_tensors(path, content), source=path.name, revision=None, sha256=sha256, trained=True)
+
+
+def _first_bytes_fault(path: Path) -> str | None:
+    """What the file is, where its first bytes tell that it is something else, or which part of a zip is damaged."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(64)
+        if not start:
+            return "it is empty"
+        if start.startswith(b"version https://git-lfs"):
+            return "it is a git-lfs pointer: run `git lfs pull` for the file itself"
+        if start.lstrip().lower().startswith((b"<html", b"<!doctype")):
+            return "it is a web page, probably of a failed download"
+        # torch doesn't look at checksums; damage that leaves finite numbers would pass
+        damaged = zipfile.ZipFile(path).testzip() if start.startswith(b"PK") else None
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        return f"it is truncated or damaged ({error})"
+    return f"its part {damaged} is damaged" if damaged else None
 
 
 def digest(path: Path) -> str:
@@ -71,6 +95,9 @@ def _tensors(path: Path, content: object) -> dict[str, torch.Tensor]:
     if not named or len(named) != len(content):
         others = ", ".join(str(key) for key in content if str(key) not in named)[:120] or "nothing"
         raise CheckpointError(f"{path} holds {others} where a dictionary of tensors was needed.")
+    odd = [key for key, tensor in named.items() if tensor.layout != torch.strided or tensor.is_meta]
+    if odd:
+        raise CheckpointError(f"{path}: {odd[0]} is sparse or has no data, needs a plain tensor.")
     while wrapper := next((each for each in _WRAPPERS if all(key.startswith(each) for key in named)), None):
         named = {key.removeprefix(wrapper): value for key, value in named.items()}
     return named

@@ -27,6 +27,8 @@ def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
     tensors = {name: tensor for name, tensor in found.items() if name not in fixed}
     head = tensors.get("head.weight")
     classes = head.shape[0] if head is not None and head.ndim == 2 else 1000
+    if classes == 0:
+        raise CheckpointError(f"{checkpoint.source}: head.weight has no rows, needs at least one class.")
     expected = layout.shapes(spec, classes=classes)
     problems = [
         _named("missing", expected.keys() - tensors.keys()),
@@ -53,6 +55,8 @@ def _official(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             continue
         if name == "freqs" and tensor.ndim == 4:  # timm keeps (2, depth, heads, pairs)
             tensor = tensor.flatten(2)
+        if name in out:
+            raise CheckpointError(f"{name} is there twice, once as {key}: the file mixes two layouts.")
         out[name] = tensor
     return out
 

@@ -36,7 +36,7 @@ class ParityReport:
 
     artifact: str
     resolution: Resolution
-    batches: tuple[int, ...]
+    batch: int
     inputs: str
     reference: str
     runtime: str
@@ -52,9 +52,9 @@ class ParityReport:
         m = self.metrics
         verdict = "within" if self.passed else "OUT OF"
         return (
-            f"{self.artifact} at {self.resolution}: max error {m.max_abs:.1e}, {m.relative:.1e} of the reference's rms "
-            f"(limit {self.tolerance.relative:g}), cosine {m.cosine:.8f} (limit {self.tolerance.cosine}), "
-            f"{m.not_finite} NaN or Inf: {verdict} tolerance"
+            f"{self.artifact} at {self.resolution}, batch {self.batch}: "
+            f"max error {m.max_abs:.1e}, {m.relative:.1e} of the reference's rms (limit {self.tolerance.relative:g}), "
+            f"cosine {m.cosine:.8f} (limit {self.tolerance.cosine}), {m.not_finite} NaN or Inf: {verdict} tolerance"
         )
 
 

@@ -1,0 +1,99 @@
+"""Run a bundle: the same call whatever it holds.
+
+    model = load("engines/rope_mixed_deit_base-384-fp32")
+    logits = model.run(model.prepare(Image.open("cat.jpg")))
+
+Imports ONNX Runtime, not torch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ropevit_export.backends.onnxruntime import OnnxRuntime
+from ropevit_export.bundle import manifest
+from ropevit_export.errors import BundleError, InputError
+from ropevit_export.preprocess import crop, normalise
+from ropevit_export.values import Preprocess, Resolution
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Array = npt.NDArray[np.generic]
+
+
+def load(bundle: str | Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Model:
+    """A bundle's graphs, ready to run; `providers` are ONNX Runtime's, and one that can't be had is an error.
+
+    Files are believed: `ropevit-export check` hashes them.
+    """
+    return Model(Path(bundle), providers)
+
+
+class Model:
+    """The graphs of a bundle. Sessions are made at the first image of their size."""
+
+    def __init__(self, bundle: Path, providers: Sequence[str]) -> None:
+        self.manifest = manifest.read(bundle)
+        self.preprocess = Preprocess(**self.manifest.preprocess.model_dump())
+        self._graphs = [artifact for artifact in self.manifest.artifacts if artifact.kind == "onnx"]
+        if not self._graphs:
+            raise BundleError(f"{bundle} holds no ONNX graph.")
+        self._session = functools.cache(lambda path: OnnxRuntime(bundle / path, providers))
+
+    @property
+    def sizes(self) -> tuple[Resolution, ...]:
+        """The sizes that the bundle was made for, in the order in which they were named."""
+        pairs = dict.fromkeys(pair for graph in self._graphs for pair in graph.resolutions)
+        return tuple(Resolution(height=height, width=width) for height, width in pairs)
+
+    def prepare(self, image: Image.Image, size: Resolution | None = None) -> Array:
+        """One image, resized, cropped and normalised as the authors do: a batch of one for `run`.
+
+        Default: the first of `sizes`.
+        """
+        pixels = crop(image, self.preprocess, size or self.sizes[0])[None]
+        return pixels if self.preprocess.dtype == "uint8" else normalise(pixels, self.preprocess)
+
+    def run(self, images: Array) -> Array:
+        """Answers for a batch (B, 3, H, W) float32, or (B, H, W, 3) uint8 where the graph takes raw pixels.
+
+        Raises InputError for a layout, size or batch that the bundle has no graph for.
+        """
+        graph = self._graph(*self._size(images))
+        batch = graph.batch
+        if not batch.min <= len(images) <= batch.max:
+            needed = f"{batch.min}" if batch.min == batch.max else f"{batch.min} to {batch.max}"
+            raise InputError(f"a batch of {len(images)} was given, {graph.path} takes {needed}.")
+        return self._session(graph.path).run({graph.inputs[0].name: images}, graph.outputs[0].name)
+
+    def _size(self, images: Array) -> tuple[int, int]:
+        nhwc = self.preprocess.layout == "NHWC"
+        channels = -1 if nhwc else 1
+        if images.ndim != 4 or images.shape[channels] != 3 or images.dtype != self.preprocess.dtype:
+            layout = "(B, H, W, 3)" if nhwc else "(B, 3, H, W)"
+            raise InputError(
+                f"{images.dtype} images of shape {images.shape} were given, needed {self.preprocess.dtype} {layout}."
+            )
+        height, width = images.shape[1:3] if nhwc else images.shape[2:4]
+        return int(height), int(width)
+
+    def _graph(self, height: int, width: int) -> manifest.ArtifactEntry:
+        for graph in self._graphs:
+            if graph.dynamic is None and (height, width) in graph.resolutions:
+                return graph
+            if graph.dynamic is not None and graph.dynamic.takes(height, width):
+                return graph
+        raise InputError(f"no graph for {height}x{width}: the bundle serves {self._served()}.")
+
+    def _served(self) -> str:
+        dynamic = next((graph.dynamic for graph in self._graphs if graph.dynamic is not None), None)
+        if dynamic is not None:
+            return f"multiples of {dynamic.multiple} up to {dynamic.max[0]}x{dynamic.max[1]}"
+        return ", ".join(f"{size.height}x{size.width}" for size in self.sizes)

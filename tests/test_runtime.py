@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ropevit_export import cli
+from ropevit_export.bundle import golden
+from ropevit_export.errors import InputError
+from ropevit_export.parity.samples import PHOTOS
+from ropevit_export.runtime import load
+from ropevit_export.values import Resolution
+
+MODEL = ("--model", "rope_axial_deit_small", "--engine", "none", "-q", "--weights", "random", "--res", "32x48,48")
+
+
+def exported(folder: Path, *options: str) -> Path:
+    assert cli.run([*MODEL, *options, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(tmp_path_factory.mktemp("bundles") / "baked", "--batch", "1:2:3", "--pixels")
+
+
+@pytest.fixture(scope="module")
+def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(tmp_path_factory.mktemp("bundles") / "dynamic", "--rope", "dynamic")
+
+
+@pytest.mark.parametrize("size", ["32x48", "48"])
+def test_a_bundle_of_several_sizes_picks_the_graph(baked: Path, size: str) -> None:
+    image, expected = golden.read(baked / golden.name(Resolution.parse(size)))
+    np.testing.assert_allclose(load(baked).run(image), expected, atol=5e-5)
+
+
+def test_a_dynamic_bundle_runs_a_size_that_was_not_named(dynamic: Path) -> None:
+    image, expected = golden.read(dynamic / golden.name(Resolution(height=16, width=32)))
+    np.testing.assert_allclose(load(dynamic).run(image[:1]), expected[:1], atol=5e-5)
+
+
+def test_a_photograph_is_prepared_as_parity_prepares_it(dynamic: Path) -> None:
+    model, size = load(dynamic), Resolution.parse("48")
+    image, expected = golden.read(dynamic / golden.name(size))
+    with Image.open(PHOTOS[0]) as photo:
+        prepared = model.prepare(photo, size)
+    assert np.array_equal(prepared, image[1:2])
+    np.testing.assert_allclose(model.run(prepared), expected[1:2], atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((1, 3, 64, 48), "no graph for 64x48: the bundle serves multiples of 16 up to 48x48"),
+        ((1, 3, 40, 48), "no graph for 40x48"),
+        ((2, 3, 48, 48), "a batch of 2 was given, model-dynamic.onnx takes 1"),
+        ((1, 48, 48, 3), r"float32 images of shape \(1, 48, 48, 3\) were given, needed float32 \(B, 3, H, W\)"),
+    ],
+)
+def test_what_a_dynamic_bundle_cannot_take_is_an_error(dynamic: Path, shape: tuple[int, ...], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        load(dynamic).run(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "sentence"),
+    [
+        ((1, 64, 64, 3), np.uint8, "no graph for 64x64: the bundle serves 32x48, 48x48"),
+        ((1, 48, 32, 3), np.uint8, "no graph for 48x32"),
+        ((4, 48, 48, 3), np.uint8, "a batch of 4 was given, model-48.onnx takes 1 to 3"),
+        ((1, 48, 48, 3), np.float32, "needed uint8"),
+    ],
+)
+def test_what_a_baked_bundle_cannot_take_is_an_error(
+    baked: Path, shape: tuple[int, ...], dtype: type, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        load(baked).run(np.zeros(shape, dtype))
+
+
+def test_running_a_bundle_needs_no_torch() -> None:
+    code = "import sys, ropevit_export.runtime; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
