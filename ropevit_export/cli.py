@@ -54,8 +54,9 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         return _fail(f"can't write the result: {error.strerror or error}.", 1)
     except Exception as error:  # a bug of ours: still one line, and a traceback for whoever asks for it
-        logging.getLogger("ropevit_export").debug("unexpected", exc_info=True)
-        return _fail(f"unexpected {type(error).__name__}: {error}. This is a bug, please report it.", 1)
+        if os.environ.get("ROPEVIT_TRACEBACK"):
+            raise
+        return _fail(f"unexpected {type(error).__name__}: {error}. Please report it, with ROPEVIT_TRACEBACK=1 set.", 1)
     return 0
 
 

@@ -163,7 +163,7 @@ class _Export:
         from ropevit_export.models.resize import resize
 
         request, preprocess = self.request, self.request.preprocess
-        with self._stage(f"reference {resolution}") as note:
+        with _stage(f"reference {resolution}", self.progress) as note:
             pixels = samples.pixels(preprocess, resolution, request.seed)
             images = normalise(pixels, preprocess)
             sized = resize(request.model, weights, resolution)
@@ -181,14 +181,14 @@ class _Export:
 
         spec = self.request.model
         learned = {name: tensor.numpy() for name, tensor in weights.tensors.items() if name.endswith("freqs")}
-        with self._stage(f"trace {io.resolution}") as note:
+        with _stage(f"trace {io.resolution}", self.progress) as note:
             if io.rope == "dynamic":
                 traced = trace_dynamic(spec, weights, block_factors(spec, learned, io.resolution), io)
             else:
                 sized = resize(spec, weights, io.resolution)
                 traced = trace(spec, sized, block_tables(spec, learned, io.resolution), io)
             note(f"{len(traced.model.graph)} nodes")
-        with self._stage(f"passes {io.resolution}") as note:
+        with _stage(f"passes {io.resolution}", self.progress) as note:
             graph = passes.run(traced, self.request.precision)
             fired = [each.name for each in graph.history if each.fired]
             note(
@@ -226,7 +226,7 @@ class _Export:
         from ropevit_export.backends.onnxruntime import OnnxRuntime
 
         request = self.request
-        with self._stage(f"parity {size}") as note:
+        with _stage(f"parity {size}", self.progress) as note:
             runner, tolerance = OnnxRuntime(path, precision=request.precision), TOLERANCES[request.precision]
             measured = measure(runner, path.name, io, size, feed, expected, tolerance)
             self.parity += measured
@@ -234,7 +234,7 @@ class _Export:
 
     def _build(self, maker: Builder, source: manifest.ArtifactEntry, io: IoSpec) -> None:
         spec = _engine_spec(self.request, maker, io)
-        with self._stage(f"{maker.runtime} {io.resolution}") as note:
+        with _stage(f"{maker.runtime} {io.resolution}", self.progress) as note:
             onnx = self.folder / source.path
             plan = maker.build(onnx, spec)
             path = onnx.with_suffix(maker.suffix)
@@ -258,12 +258,6 @@ class _Export:
                 }
             )
         )
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Announce a stage, and log one line with its seconds and what it says of itself."""
-        with _stage(name, self.progress) as note:
-            yield note
 
 
 def measure(

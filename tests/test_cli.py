@@ -242,6 +242,19 @@ def test_out_of_tolerance_is_exit_3_with_the_report_kept(
     assert [path.name for path in tmp_path.iterdir()] == ["out.out-of-tolerance.md"]
 
 
+def test_a_bug_of_ours_is_one_line_and_a_traceback_on_request(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise LookupError("of ours")
+
+    monkeypatch.setattr(cli, "find_model", broken)
+    code, _, err = run(*SMALL)
+    assert code == 1
+    assert_one_line(err, "unexpected LookupError: of ours. Please report it")
+    monkeypatch.setenv("ROPEVIT_TRACEBACK", "1")
+    with pytest.raises(LookupError):
+        run(*SMALL)
+
+
 def test_check_accepts_a_moved_bundle(run: Run, bundle: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "elsewhere")
     code, out, err = run("check", copy)
