@@ -9,6 +9,7 @@ from ropevit_export.errors import BundleError
 from ropevit_export.parity.compare import ParityReport
 from ropevit_export.parity.tolerance import TOLERANCES
 from ropevit_export.pipeline import measure
+from ropevit_export.runtime import host_inputs
 from ropevit_export.values import Dim, IoSpec, Resolution
 
 
@@ -64,6 +65,7 @@ def _run(
     )
     runner = OnnxRuntime(bundle / artifact.path, precision=artifact.precision)
     try:
-        return measure(runner, artifact.path, io, resolution, feed, expected, TOLERANCES[artifact.precision])
+        host = host_inputs(bundle, artifact)(resolution)
+        return measure(runner, artifact.path, io, resolution, host, feed, expected, TOLERANCES[artifact.precision])
     except ValueError as error:
         raise BundleError(f"{bundle / golden.name(resolution)} does not fit {artifact.path}: {error}.") from error

@@ -107,10 +107,11 @@ def _target(text: str) -> str:
 )
 @click.option(
     "--rope",
-    type=click.Choice(["baked", "dynamic"]),
+    type=click.Choice(["baked", "dynamic", "inputs"]),
     default="baked",
     show_default=True,
-    help="Rotary tables: constants, one graph a size; or one graph for every size up to the largest (DeiT).",
+    help="Rotary tables: constants, one graph a size; or one graph for every size up to the largest (DeiT), where the "
+    "graph makes them (dynamic) or the host feeds them (inputs).",
 )
 @click.option(
     "--weights",

@@ -16,15 +16,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ropevit_export.bundle import golden, manifest, onnx_file, report, staging
+from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, staging
 from ropevit_export.errors import ParityError
 from ropevit_export.parity import compare, samples
 from ropevit_export.parity.tolerance import TOLERANCES, Tolerance
 from ropevit_export.preprocess import normalise
-from ropevit_export.values import Checkpoint, EngineSpec, Graph, IoSpec, Plan, Request, Resolution, TensorSpec, Weights
+from ropevit_export.rope import inputs
+from ropevit_export.values import (
+    Checkpoint,
+    EngineSpec,
+    Graph,
+    IoSpec,
+    Plan,
+    Profile,
+    Request,
+    Resolution,
+    TensorSpec,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Builder, Runner
+    from ropevit_export.values import Arrays
 
 log = logging.getLogger("ropevit_export")
 
@@ -101,6 +114,7 @@ class _Export:
         self.files: list[manifest.FileEntry] = []
         self.notes: list[str] = []
         self.weight_file = onnx_file.WeightFile(path=folder / "weights.data")
+        self.served: list[manifest.FileEntry] = []  # files that every artifact needs beside it
 
     def one_graph(self, weights: Weights, io: IoSpec) -> None:
         """From weights to an ONNX file that is checked at one size or, a dynamic one, at several."""
@@ -109,8 +123,9 @@ class _Export:
         graph = self._graph(weights, io)
         path = self._write_onnx(graph, self._output(io, theirs[sizes[0]][1]))
         del graph
+        parts = self._write_positions(weights, io) if io.positions else {}
         for size, (feed, expected) in theirs.items():
-            self._check(path, io, size, feed, expected)
+            self._check(path, io, size, inputs.fill(parts, *self.request.model.grid(size)), feed, expected)
             golden_path = self.folder / golden.name(size)
             golden.write(golden_path, feed, expected)
             self.files.append(_file("golden", golden_path))
@@ -118,7 +133,7 @@ class _Export:
     @staticmethod
     def _output(io: IoSpec, expected: np.ndarray) -> TensorSpec:
         extents: list[int | str] = [io.batch_extent, *expected.shape[1:]]
-        if io.rope == "dynamic" and io.output == "tokens":
+        if io.any_size and io.output == "tokens":
             extents[1] = "tokens"
         return TensorSpec(name=io.output, dtype="float32", shape=tuple(extents))
 
@@ -132,8 +147,10 @@ class _Export:
         """Write report and manifest."""
         request, checkpoint = self.request, self.checkpoint
         weights = _file("weights", self.weight_file.path)  # whole only now
-        artifacts = [each.model_copy(update={"files": (weights,)}) if each.kind == "onnx" else each
-                     for each in self.artifacts]  # fmt: skip
+        artifacts = [
+            each.model_copy(update={"files": (*([weights] if each.kind == "onnx" else []), *each.files, *self.served)})
+            for each in self.artifacts
+        ]
         path = self.folder / report.REPORT
         path.write_text(report.render(request, checkpoint, self.artifacts, self.parity, self.notes), encoding="utf-8")
         written = manifest.Manifest(
@@ -177,12 +194,13 @@ class _Export:
         from ropevit_export import passes
         from ropevit_export.models.resize import resize
         from ropevit_export.rope.tables import block_factors, block_tables
-        from ropevit_export.trace.export import trace, trace_dynamic
+        from ropevit_export.trace.export import trace, trace_dynamic, trace_inputs
 
-        spec = self.request.model
-        learned = {name: tensor.numpy() for name, tensor in weights.tensors.items() if name.endswith("freqs")}
+        spec, learned = self.request.model, _learned(weights)
         with _stage(f"trace {io.resolution}", self.progress) as note:
-            if io.rope == "dynamic":
+            if io.rope == "inputs":
+                traced = trace_inputs(spec, weights, io)
+            elif io.rope == "dynamic":
                 traced = trace_dynamic(spec, weights, block_factors(spec, learned, io.resolution), io)
             else:
                 sized = resize(spec, weights, io.resolution)
@@ -199,10 +217,10 @@ class _Export:
 
     def _write_onnx(self, graph: Graph, output: TensorSpec) -> Path:
         request, io = self.request, graph.io
-        path = self.folder / f"model-{'dynamic' if io.rope == 'dynamic' else io.resolution}.onnx"
+        path = self.folder / f"model-{io.rope if io.any_size else io.resolution}.onnx"
         facts = {"source": self.checkpoint.source, "sha256": self.checkpoint.sha256}
         facts["trained"] = str(self.checkpoint.trained).lower()
-        limits = {} if io.rope == "baked" else _limits(request, io)
+        limits = _limits(request, io) if io.any_size else {}
         metadata = onnx_file.metadata(request.model, request.rope, request.preprocess, facts)
         onnx_file.write(graph, path, self.weight_file, metadata | limits)
         self.artifacts.append(
@@ -216,19 +234,30 @@ class _Export:
                 dynamic=_dynamic_entry(request, io),
                 batch=manifest.BatchEntry(**dataclasses.asdict(io.batch)),
                 precision=request.precision,
-                inputs=(manifest.TensorEntry(**dataclasses.asdict(io.input)),),
+                inputs=tuple(manifest.TensorEntry(**dataclasses.asdict(each)) for each in io.inputs),
                 outputs=(manifest.TensorEntry(**dataclasses.asdict(output)),),
             )
         )
         return path
 
-    def _check(self, path: Path, io: IoSpec, size: Resolution, feed: np.ndarray, expected: np.ndarray) -> None:
+    def _write_positions(self, weights: Weights, io: IoSpec) -> dict[str, np.ndarray]:
+        """What the host fills the graph's position inputs from."""
+        embed = weights.tensors["pos_embed"].numpy() if self.request.model.ape else None
+        parts = inputs.parts(self.request.model, _learned(weights), embed, io.resolution)
+        path = self.folder / positions.NAME
+        positions.write(path, parts)
+        self.served.append(_file(positions.KIND, path))
+        return parts
+
+    def _check(
+        self, path: Path, io: IoSpec, size: Resolution, host: Arrays, feed: np.ndarray, expected: np.ndarray
+    ) -> None:
         from ropevit_export.backends.onnxruntime import OnnxRuntime
 
         request = self.request
         with _stage(f"parity {size}", self.progress) as note:
             runner, tolerance = OnnxRuntime(path, precision=request.precision), TOLERANCES[request.precision]
-            measured = measure(runner, path.name, io, size, feed, expected, tolerance)
+            measured = measure(runner, path.name, io, size, host, feed, expected, tolerance)
             self.parity += measured
             note(max(measured, key=lambda each: each.metrics.relative).sentence())
 
@@ -254,7 +283,7 @@ class _Export:
                     "built_with": plan.built_with,
                     "targets": plan.targets,
                     "files": (_file("layers", layers),),
-                    "profiles": tuple((size.height, size.width) for size in spec.profiles),
+                    "profiles": tuple((each.resolution.height, each.resolution.width) for each in spec.profiles),
                 }
             )
         )
@@ -265,15 +294,19 @@ def measure(
     artifact: str,
     io: IoSpec,
     size: Resolution,
+    host: Arrays,
     feed: np.ndarray,
     expected: np.ndarray,
     tolerance: Tolerance,
 ) -> list[compare.ParityReport]:
-    """Run an artifact on the samples, once for every batch size that its batch axis makes worth trying."""
+    """Run an artifact on the samples, once for every batch size that its batch axis makes worth trying.
+
+    `feed`: the images. `host`: what the host fills beside them, the same for every batch.
+    """
     reports = []
     for batch in _batches(io, len(feed)):
         chosen = [np.arange(start, start + batch) % len(feed) for start in range(0, len(feed), batch)]
-        ours = [runner.run({io.input.name: feed[each]}, io.output) for each in chosen]
+        ours = [runner.run({io.image.name: feed[each], **host}, io.output) for each in chosen]
         theirs = [expected[each] for each in chosen]
         metrics = compare.compare(np.concatenate(ours), np.concatenate(theirs), io.output)
         reports.append(
@@ -338,14 +371,18 @@ def _engine_spec(request: Request, maker: Builder, io: IoSpec) -> EngineSpec:
     return EngineSpec(
         runtime=maker.runtime,
         precision=request.precision,
-        io=io,
         targets=request.targets,
-        profiles=() if io.is_static else request.named_sizes(io),
+        profiles=() if io.is_static else tuple(Profile.of(request.model, io, size) for size in request.named_sizes(io)),
     )
 
 
+def _learned(weights: Weights) -> dict[str, np.ndarray]:
+    """Rotary frequencies by official name."""
+    return {name: tensor.numpy() for name, tensor in weights.tensors.items() if name.endswith("freqs")}
+
+
 def _dynamic_entry(request: Request, io: IoSpec) -> manifest.DynamicEntry | None:
-    if io.rope != "dynamic":
+    if not io.any_size:
         return None
     limit = (io.resolution.height, io.resolution.width)
     return manifest.DynamicEntry(max=limit, multiple=request.model.multiple)

@@ -9,7 +9,7 @@ Imports ONNX Runtime, not torch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,15 +17,35 @@ import numpy as np
 import numpy.typing as npt
 
 from ropevit_export.backends.onnxruntime import OnnxRuntime
-from ropevit_export.bundle import manifest
+from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BundleError, InputError
 from ropevit_export.preprocess import crop, normalise
+from ropevit_export.rope import inputs
 from ropevit_export.values import Preprocess, Resolution
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ropevit_export.values import Arrays
+
 Array = npt.NDArray[np.generic]
+
+
+def host_inputs(bundle: Path, artifact: manifest.ArtifactEntry) -> Callable[[Resolution], Arrays]:
+    """What a host feeds an artifact beside the images, by their size; nothing where positions are in the graph.
+
+    Filled once a size, and chosen by rows and columns: 7x28 and 14x14 patches have as many tokens and other tables.
+    """
+    files = [each.path for each in artifact.files if each.kind == positions.KIND]
+    if not files or artifact.dynamic is None:
+        return lambda size: {}
+    patch, parts = artifact.dynamic.multiple, positions.read(bundle / files[0])
+
+    @functools.lru_cache(maxsize=2)  # of a large model at 1024 they take 400 MB
+    def filled(size: Resolution) -> Arrays:
+        return inputs.fill(parts, size.height // patch, size.width // patch)
+
+    return filled
 
 
 def load(bundle: str | Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Model:
@@ -46,6 +66,7 @@ class Model:
         if not self._graphs:
             raise BundleError(f"{bundle} holds no ONNX graph.")
         self._session = functools.cache(lambda path: OnnxRuntime(bundle / path, providers))
+        self._host = {graph.path: host_inputs(bundle, graph) for graph in self._graphs}
 
     @property
     def sizes(self) -> tuple[Resolution, ...]:
@@ -66,14 +87,16 @@ class Model:
 
         Raises InputError for a layout, size or batch that the bundle has no graph for.
         """
-        graph = self._graph(*self._size(images))
+        size = self._size(images)
+        graph = self._graph(size)
         batch = graph.batch
         if not batch.min <= len(images) <= batch.max:
             needed = f"{batch.min}" if batch.min == batch.max else f"{batch.min} to {batch.max}"
             raise InputError(f"a batch of {len(images)} was given, {graph.path} takes {needed}.")
-        return self._session(graph.path).run({graph.inputs[0].name: images}, graph.outputs[0].name)
+        feeds = {graph.inputs[0].name: images, **self._host[graph.path](size)}
+        return self._session(graph.path).run(feeds, graph.outputs[0].name)
 
-    def _size(self, images: Array) -> tuple[int, int]:
+    def _size(self, images: Array) -> Resolution:
         nhwc = self.preprocess.layout == "NHWC"
         channels = -1 if nhwc else 1
         if images.ndim != 4 or images.shape[channels] != 3 or images.dtype != self.preprocess.dtype:
@@ -82,15 +105,16 @@ class Model:
                 f"{images.dtype} images of shape {images.shape} were given, needed {self.preprocess.dtype} {layout}."
             )
         height, width = images.shape[1:3] if nhwc else images.shape[2:4]
-        return int(height), int(width)
+        return Resolution(height=int(height), width=int(width))
 
-    def _graph(self, height: int, width: int) -> manifest.ArtifactEntry:
+    def _graph(self, size: Resolution) -> manifest.ArtifactEntry:
+        pair = (size.height, size.width)
         for graph in self._graphs:
-            if graph.dynamic is None and (height, width) in graph.resolutions:
+            if graph.dynamic is None and pair in graph.resolutions:
                 return graph
-            if graph.dynamic is not None and graph.dynamic.takes(height, width):
+            if graph.dynamic is not None and graph.dynamic.takes(*pair):
                 return graph
-        raise InputError(f"no graph for {height}x{width}: the bundle serves {self._served()}.")
+        raise InputError(f"no graph for {size.height}x{size.width}: the bundle serves {self._served()}.")
 
     def _served(self) -> str:
         dynamic = next((graph.dynamic for graph in self._graphs if graph.dynamic is not None), None)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Family = Literal["deit", "swin"]
 RopeKind = Literal["none", "axial", "mixed"]
-RopeMode = Literal["baked", "dynamic"]
+RopeMode = Literal["baked", "dynamic", "inputs"]
 Precision = Literal["fp32", "fp16"]
 Output = Literal["logits", "cls", "tokens"]
 
@@ -158,6 +158,27 @@ class ModelSpec:
         """Swin's window, rows and columns: size // 32. Non-square ones are this project's extension."""
         return resolution.height // 32, resolution.width // 32
 
+    def extents(self, resolution: Resolution) -> dict[str, int]:
+        """What the dynamic axes of a DeiT's graph measure at a size; `tokens` counts the class token."""
+        rows, columns = self.grid(resolution)
+        patches = rows * columns
+        return {"height": resolution.height, "width": resolution.width, "patches": patches, "tokens": 1 + patches}
+
+    @property
+    def position_inputs(self) -> tuple[TensorSpec, ...]:
+        """What a host fills where a DeiT's positions are inputs: tables if it turns, an embedding if it has one.
+
+        cos, sin    (one for all blocks or one a block, tokens, one for all heads or one a head, half the head's width)
+        pos_embed   (patches, width of the model), resized to the grid
+        """
+        tables, heads = (self.depths[0], self.heads[0]) if self.rope.kind == "mixed" else (1, 1)
+        shape = (tables, "tokens", heads, self.head_dim // 2)
+        wanted = [TensorSpec(name=name, dtype="float32", shape=shape) for name in ("cos", "sin")]
+        wanted = wanted if self.rope.kind != "none" else []
+        if self.ape:
+            wanted.append(TensorSpec(name="pos_embed", dtype="float32", shape=("patches", self.dims[0])))
+        return tuple(wanted)
+
     @property
     def blocks(self) -> tuple[tuple[str, int], ...]:
         """(prefix of its parameters' names, stage) of every block, in order."""
@@ -217,6 +238,10 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | str, ...]
 
+    def sized(self, extents: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with its dynamic axes measured."""
+        return tuple(extent if isinstance(extent, int) else extents[extent] for extent in self.shape)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IoSpec:
@@ -225,7 +250,8 @@ class IoSpec:
     image   (B, 3, H, W) float32, normalised; or with `pixels` (B, H, W, 3) uint8, raw RGB
     logits  (B, classes) · cls (B, features): the pooled feature · tokens (B, T, features): all normalised tokens
 
-    `resolution` is the size of a baked graph, the largest height and width of a dynamic one.
+    `resolution` is the size of a baked graph, the largest height and width of one that takes any size. `positions`:
+    what the host fills beside the image, where `rope` is "inputs".
     """
 
     resolution: Resolution
@@ -233,20 +259,30 @@ class IoSpec:
     output: Output
     pixels: bool
     rope: RopeMode = "baked"
+    positions: tuple[TensorSpec, ...] = ()
+
+    @property
+    def any_size(self) -> bool:
+        return self.rope != "baked"
 
     @property
     def is_static(self) -> bool:
-        return self.batch.is_static and self.rope == "baked"
+        return self.batch.is_static and not self.any_size
 
     @property
     def batch_extent(self) -> int | str:
         return self.batch.min if self.batch.is_static else "batch"
 
     @property
-    def input(self) -> TensorSpec:
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The image first."""
+        return (self.image, *self.positions)
+
+    @property
+    def image(self) -> TensorSpec:
         height: int | str = self.resolution.height
         width: int | str = self.resolution.width
-        if self.rope == "dynamic":
+        if self.any_size:
             height, width = "height", "width"
         if self.pixels:
             return TensorSpec(name="image", dtype="uint8", shape=(self.batch_extent, height, width, 3))
@@ -273,17 +309,33 @@ class Graph:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """A size that a graph with dynamic axes is optimised for: the shape of every input at the smallest, the usual and
+    the largest batch.
+    """
+
+    resolution: Resolution
+    shapes: Mapping[str, tuple[tuple[int, ...], ...]]
+
+    @classmethod
+    def of(cls, spec: ModelSpec, io: IoSpec, resolution: Resolution) -> Profile:
+        extents = spec.extents(resolution)
+        batches = (io.batch.min, io.batch.opt, io.batch.max)
+        shapes = {each.name: tuple(each.sized({**extents, "batch": size}) for size in batches) for each in io.inputs}
+        return cls(resolution=resolution, shapes=shapes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSpec:
     """What to build from a graph: the runtime, and compute capabilities such as "89" (8.9, Ada).
 
-    `profiles`: the sizes that a graph with dynamic axes is optimised for, one profile each; empty for a static graph.
+    `profiles`: empty for a static graph.
     """
 
     runtime: str
     precision: Precision
-    io: IoSpec
     targets: tuple[str, ...]
-    profiles: tuple[Resolution, ...]
+    profiles: tuple[Profile, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -336,9 +388,9 @@ class Request:
             raise UsageError(f"--revision is of the hub, but the weights are {self.weights}: leave one out.")
         if self.targets and set(self.engines) == {"none"}:
             raise UsageError("--sm chooses an engine's targets, but --engine none builds none: leave one out.")
-        if self.rope == "dynamic" and self.model.family == "swin":
+        if self.rope != "baked" and self.model.family == "swin":
             raise UsageError(
-                "--rope dynamic is for DeiT models: Swin's window follows the size, so name its sizes with --res."
+                f"--rope {self.rope} is for DeiT models: Swin's window follows the size, so name its sizes with --res."
             )
 
     @property
@@ -347,23 +399,31 @@ class Request:
         return f"{self.model.short}-{sizes}-{self.precision}"
 
     def graphs(self) -> tuple[IoSpec, ...]:
-        """One graph a size, or a dynamic one for all sizes up to the largest height and width named."""
+        """One graph a size, or one for all sizes up to the largest height and width named."""
         sizes = self.resolutions
-        if self.rope == "dynamic":
+        if self.rope != "baked":
             height, width = max(size.height for size in sizes), max(size.width for size in sizes)
             sizes = (Resolution(height=height, width=width),)
+        positions = self.model.position_inputs if self.rope == "inputs" else ()
         return tuple(
-            IoSpec(resolution=size, batch=self.batch, output=self.output, pixels=self.pixels, rope=self.rope)
+            IoSpec(
+                resolution=size,
+                batch=self.batch,
+                output=self.output,
+                pixels=self.pixels,
+                rope=self.rope,
+                positions=positions,
+            )
             for size in sizes
         )
 
     def named_sizes(self, io: IoSpec) -> tuple[Resolution, ...]:
         """The sizes asked for that a graph serves."""
-        return self.resolutions if io.rope == "dynamic" else (io.resolution,)
+        return self.resolutions if io.any_size else (io.resolution,)
 
     def checked_sizes(self, io: IoSpec) -> tuple[Resolution, ...]:
-        """The sizes that parity is measured at: those named and, of a dynamic graph, one that nobody named."""
-        if io.rope != "dynamic":
+        """The sizes that parity is measured at: those named and, where any size goes, one that nobody named."""
+        if not io.any_size:
             return (io.resolution,)
         rows, columns = self.model.grid(io.resolution)
         unit = self.model.multiple

@@ -14,9 +14,9 @@ from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.bundle import onnx_file
 from ropevit_export.cli import ENGINES
 from ropevit_export.errors import BackendError, UsageError
-from ropevit_export.rope.tables import block_tables
-from ropevit_export.trace.export import trace
-from ropevit_export.values import Dim, EngineSpec, IoSpec, Plan, Precision, Request
+from ropevit_export.rope.tables import block_factors, block_tables
+from ropevit_export.trace.export import trace, trace_dynamic, trace_inputs
+from ropevit_export.values import Dim, EngineSpec, IoSpec, Plan, Precision, Profile, Request, Resolution, RopeMode
 from tests.conftest import Case
 
 Make = Callable[..., Case]
@@ -99,13 +99,18 @@ def test_a_file_that_is_no_graph_is_an_error(tmp_path: Path) -> None:
         OnnxRuntime(tmp_path / "model.onnx")
 
 
-def written(case: Case, path: Path, precision: Precision, batch: Dim) -> IoSpec:
-    io = case.io(batch=batch)
-    tables = block_tables(case.spec, case.learned, case.resolution)
-    graph = passes.run(trace(case.spec, case.sized, tables, io), precision)
-    preprocess = Request(model=case.spec, resolutions=(case.resolution,)).preprocess
+def written(case: Case, path: Path, precision: Precision, batch: Dim, rope: RopeMode = "baked") -> IoSpec:
+    request = Request(model=case.spec, resolutions=(case.resolution,), batch=batch, rope=rope)
+    (io,) = request.graphs()
+    if rope == "baked":
+        traced = trace(case.spec, case.sized, block_tables(case.spec, case.learned, case.resolution), io)
+    elif rope == "dynamic":
+        traced = trace_dynamic(case.spec, case.weights, block_factors(case.spec, case.learned, case.resolution), io)
+    else:
+        traced = trace_inputs(case.spec, case.weights, io)
     weights = onnx_file.WeightFile(path=path.with_suffix(".data"))
-    onnx_file.write(graph, path, weights, onnx_file.metadata(case.spec, "baked", preprocess, {}))
+    facts = onnx_file.metadata(case.spec, rope, request.preprocess, {})
+    onnx_file.write(passes.run(traced, precision), path, weights, facts)
     return io
 
 
@@ -123,11 +128,15 @@ def rtx() -> TensorRtRtx:
         pytest.skip(str(error))
 
 
-def build(rtx: TensorRtRtx, path: Path, io: IoSpec, precision: Precision, *targets: str) -> Plan:
-    profiles = () if io.is_static else (io.resolution,)
-    return rtx.build(
-        path, EngineSpec(runtime=rtx.runtime, precision=precision, io=io, targets=targets, profiles=profiles)
-    )
+def build(
+    rtx: TensorRtRtx,
+    path: Path,
+    precision: Precision,
+    *,
+    targets: tuple[str, ...] = (),
+    profiles: tuple[Profile, ...] = (),
+) -> Plan:
+    return rtx.build(path, EngineSpec(runtime=rtx.runtime, precision=precision, targets=targets, profiles=profiles))
 
 
 @pytest.mark.parametrize("model", ["rope_mixed_deit_small", "swin_rope_axial_tiny", "swin_tiny"])
@@ -136,30 +145,41 @@ def test_half_precision_attention_is_fused_in_every_block(
 ) -> None:
     each = case(model, "128")
     io = written(each, tmp_path / "model.onnx", "fp16", Dim(min=1, opt=2, max=4))
-    plan = build(rtx, tmp_path / "model.onnx", io, "fp16")
+    plan = build(rtx, tmp_path / "model.onnx", "fp16", profiles=(Profile.of(each.spec, io, io.resolution),))
     fused = [layer for layer in plan.layers if "mha" in str(layer["name"])]
     assert len(fused) == len(each.spec.blocks)
     assert plan.targets == tuple(target for target in rtx.all_targets if target != "75")
     assert len(plan.data) > sum(tensor.numel() * 2 for tensor in each.sized.tensors.values()) * 0.9
 
 
+@pytest.mark.parametrize("rope", ["dynamic", "inputs"])
+def test_every_profile_of_one_engine_has_its_own_fused_attention(
+    case: Make, rope: RopeMode, rtx: TensorRtRtx, tmp_path: Path
+) -> None:
+    each = case("rope_mixed_ape_deit_small", "256")
+    io = written(each, tmp_path / "model.onnx", "fp16", Dim(min=1, opt=2, max=4), rope)
+    sizes = [Resolution.parse(size) for size in ("224", "112x256")]
+    profiles = tuple(Profile.of(each.spec, io, size) for size in sizes)
+    plan = build(rtx, tmp_path / "model.onnx", "fp16", targets=("89",), profiles=profiles)
+    fused = [layer for layer in plan.layers if "mha" in str(layer["name"])]
+    assert len(fused) == len(each.spec.blocks) * len(sizes)
+
+
 def test_an_engine_built_twice_is_the_same(case: Make, rtx: TensorRtRtx, tmp_path: Path) -> None:
-    io = written(case("rope_axial_deit_small", "64"), tmp_path / "model.onnx", "fp32", Dim(min=1, opt=1, max=1))
-    first, second = (build(rtx, tmp_path / "model.onnx", io, "fp32", "89") for _ in range(2))
+    written(case("rope_axial_deit_small", "64"), tmp_path / "model.onnx", "fp32", Dim(min=1, opt=1, max=1))
+    first, second = (build(rtx, tmp_path / "model.onnx", "fp32", targets=("89",)) for _ in range(2))
     assert bytes(first.data) == bytes(second.data)
     assert first.targets == ("89",)
 
 
-def test_targets_that_cannot_be_built_are_refused_before_work(case: Make, rtx: TensorRtRtx) -> None:
-    io = case("rope_axial_deit_small", "64").io()
+def test_targets_that_cannot_be_built_are_refused_before_work(rtx: TensorRtRtx) -> None:
     with pytest.raises(UsageError, match="can't build for SM 90; it knows 75, 80"):
-        rtx.check(EngineSpec(runtime=rtx.runtime, precision="fp16", io=io, targets=("90",), profiles=()))
+        rtx.check(EngineSpec(runtime=rtx.runtime, precision="fp16", targets=("90",), profiles=()))
     with pytest.raises(UsageError, match="SM 75 .Turing. has no float32 matrix product"):
-        rtx.check(EngineSpec(runtime=rtx.runtime, precision="fp32", io=io, targets=("75", "89"), profiles=()))
+        rtx.check(EngineSpec(runtime=rtx.runtime, precision="fp32", targets=("75", "89"), profiles=()))
 
 
-def test_what_the_builder_cannot_read_is_its_own_words(case: Make, rtx: TensorRtRtx, tmp_path: Path) -> None:
+def test_what_the_builder_cannot_read_is_its_own_words(rtx: TensorRtRtx, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
-    io = case("rope_axial_deit_small", "64").io()
     with pytest.raises(BackendError, match="TensorRT-RTX can't read model.onnx"):
-        build(rtx, tmp_path / "model.onnx", io, "fp32")
+        build(rtx, tmp_path / "model.onnx", "fp32")

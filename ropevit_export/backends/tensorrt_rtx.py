@@ -7,7 +7,7 @@ from typing import Any
 
 from ropevit_export.backends import layer_report
 from ropevit_export.errors import BackendError, UsageError
-from ropevit_export.values import EngineSpec, Plan, Resolution
+from ropevit_export.values import EngineSpec, Plan
 
 # Turing builds are larger and have no float32 matrix product: on request only.
 _ON_REQUEST = ("75",)
@@ -60,8 +60,11 @@ class TensorRtRtx:
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{target}"), index)
-        for size in spec.profiles:
-            config.add_optimization_profile(_profile(builder, spec, size))
+        for wanted in spec.profiles:
+            profile = builder.create_optimization_profile()
+            for name, shapes in wanted.shapes.items():
+                profile.set_shape(name, *shapes)
+            config.add_optimization_profile(profile)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise BackendError(f"TensorRT-RTX failed to build {onnx.name}: {log.last_error()}")
@@ -71,15 +74,6 @@ class TensorRtRtx:
             built_with=f"tensorrt-rtx {trt.__version__}, TF32 off",
             targets=targets,
         )
-
-
-def _profile(builder: Any, spec: EngineSpec, size: Resolution) -> Any:
-    """One size, and the batch's whole range: narrow profiles beat a wide one."""
-    batch, extents = spec.io.batch, {"height": size.height, "width": size.width}
-    shape = [extent if isinstance(extent, int) else extents[extent] for extent in spec.io.input.shape[1:]]
-    profile = builder.create_optimization_profile()
-    profile.set_shape(spec.io.input.name, *((size, *shape) for size in (batch.min, batch.opt, batch.max)))
-    return profile
 
 
 def _log(trt: Any) -> Any:

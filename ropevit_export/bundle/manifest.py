@@ -74,7 +74,7 @@ class DynamicEntry(_Strict):
 
 
 class FileEntry(_Strict):
-    """A file that serves an artifact or a reader: golden tensors, a layer report, weights beside a graph."""
+    """A file that serves an artifact or a reader: golden tensors, a layer report, weights, parts of position inputs."""
 
     kind: str
     path: str = FileName
@@ -128,7 +128,7 @@ class ParityEntry(_Strict):
 class Manifest(_Strict):
     schema_version: Literal[1] = SCHEMA_VERSION
     model: str
-    rope: Literal["baked", "dynamic"]
+    rope: Literal["baked", "dynamic", "inputs"]
     output: Literal["logits", "cls", "tokens"]
     classes: int
     weights: WeightsEntry

@@ -49,12 +49,13 @@ def _type_faults(model: ir.Model) -> list[str]:
 def _interface_faults(graph: Graph) -> list[str]:
     faults = []
     inputs, outputs = graph.model.graph.inputs, graph.model.graph.outputs
-    if [value.name for value in inputs] != [graph.io.input.name]:
-        faults.append(f"inputs are {[value.name for value in inputs]}, needed {graph.io.input.name}")
-    else:
-        found = tuple(extent if isinstance(extent, int) else str(extent) for extent in inputs[0].shape or ())
-        if found != graph.io.input.shape:
-            faults.append(f"input shape is {found}, needed {graph.io.input.shape}")
+    needed = {each.name: each.shape for each in graph.io.inputs}
+    found = {
+        value.name: tuple(extent if isinstance(extent, int) else str(extent) for extent in value.shape or ())
+        for value in inputs
+    }
+    if list(found.items()) != list(needed.items()):
+        faults.append(f"inputs are {found}, needed {needed}")
     if [value.name for value in outputs] != [graph.io.output]:
         faults.append(f"outputs are {[value.name for value in outputs]}, needed {graph.io.output}")
     return faults

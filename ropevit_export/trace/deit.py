@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from ropevit_export.trace.attention import Attention, Mlp
 from ropevit_export.trace.fold import Norm, PatchEmbed, Tensors, linear
-from ropevit_export.trace.positions import FactorBank, Pair, ResizedEmbedding, TableBank
+from ropevit_export.trace.positions import FactorBank, Pair, ResizedEmbedding, TableBank, given_pairs
 from ropevit_export.values import IoSpec, ModelSpec, Weights
 
 
 class DeployDeit(nn.Module):
     """Patches, class token, blocks, head. Where only the class token is read, the last block computes no other.
 
-    `positions` turns queries and keys, if the model does. `weights` are of the size, or for a dynamic graph the
-    checkpoint's own.
+    `positions` turns queries and keys, if the model does and the host does not say how. `weights` are of the size, or
+    where any size goes the checkpoint's own.
     """
 
     cls_token: torch.Tensor
@@ -27,10 +29,10 @@ class DeployDeit(nn.Module):
         self.io = io
         self.embed = PatchEmbed(tensors, pixels=io.pixels)
         self.register_buffer("cls_token", tensors["cls_token"])
-        dynamic = io.rope == "dynamic"
-        self.register_buffer("pos_embed", None if dynamic else tensors.get("pos_embed"))
+        self.register_buffer("pos_embed", None if io.any_size else tensors.get("pos_embed"))
         limit = max(spec.grid(io.resolution))
-        self.resized = ResizedEmbedding(tensors["pos_embed"], limit) if dynamic and spec.ape else None
+        resizes = spec.ape and io.rope == "dynamic"
+        self.resized = ResizedEmbedding(tensors["pos_embed"], limit) if resizes else None
         self.positions = positions
         last = len(spec.blocks) - 1
         self.blocks = nn.ModuleList(
@@ -40,17 +42,28 @@ class DeployDeit(nn.Module):
         self.norm = Norm(tensors, "norm", spec.norm_eps)
         self.head = linear(tensors, "head") if io.output == "logits" else None
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        image: torch.Tensor,
+        cos: torch.Tensor | None = None,
+        sin: torch.Tensor | None = None,
+        pos_embed: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`values.IoSpec.inputs`; all but the image are the host's, where it fills them."""
         patches = self.embed(image)
         rows, columns = patches.shape[2:]
         x = patches.flatten(2).transpose(1, 2)
-        if self.pos_embed is not None:
-            x = x + self.pos_embed
+        embedding = self.pos_embed if pos_embed is None else pos_embed
         if self.resized is not None:
-            x = x + self.resized(rows, columns)
+            embedding = self.resized(rows, columns)
+        if embedding is not None:
+            x = x + embedding
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
-        nothing: list[Pair | tuple[None, None]] = [(None, None)] * len(self.blocks)
-        pairs = nothing if self.positions is None else self.positions(rows, columns)
+        pairs: Sequence[Pair | tuple[None, None]] = [(None, None)] * len(self.blocks)
+        if self.positions is not None:
+            pairs = self.positions(rows, columns)
+        elif cos is not None and sin is not None:
+            pairs = given_pairs(cos, sin, len(self.blocks))
         for block, pair in zip(self.blocks, pairs, strict=True):
             x = block(x, *pair)
         if self.io.output == "tokens":

@@ -14,7 +14,7 @@ from ropevit_export.errors import TraceError
 from ropevit_export.trace.deit import DeployDeit
 from ropevit_export.trace.positions import FactorBank, TableBank
 from ropevit_export.trace.swin import DeploySwin
-from ropevit_export.values import Graph, IoSpec, ModelSpec, Weights
+from ropevit_export.values import Graph, IoSpec, ModelSpec, Resolution, Weights
 
 if TYPE_CHECKING:
     from ropevit_export.values import Factors, Tables
@@ -36,40 +36,51 @@ def trace_dynamic(spec: ModelSpec, weights: Weights, factors: Sequence[Factors] 
     return _export(DeployDeit(spec, weights, bank, io), spec, io)
 
 
+def trace_inputs(spec: ModelSpec, weights: Weights, io: IoSpec) -> Graph:
+    """Fold a DeiT whose positions the host fills, for every size up to `io.resolution`, and trace it."""
+    return _export(DeployDeit(spec, weights, None, io), spec, io)
+
+
 def _export(module: torch.nn.Module, spec: ModelSpec, io: IoSpec) -> Graph:
-    example, dynamic = _example(spec, io)
+    examples, dynamic = _examples(spec, io)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(),
-            (example,),
+            kwargs=examples,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[io.input.name],
+            input_names=list(examples),
             output_names=[io.output],
-            dynamic_shapes=(dynamic,) if dynamic else None,
+            dynamic_shapes=dynamic if any(dynamic.values()) else None,
             optimize=False,  # the passes do it, in a third of the time
             verbose=False,
         )
     if program is None:
         raise TraceError("torch.onnx.export gave no program: is this torch older than 2.9?")
     # torch calls the extents by its own symbols, such as 16*rows
-    program.model.graph.inputs[0].shape = ir.Shape(io.input.shape)
+    for value, wanted in zip(program.model.graph.inputs, io.inputs, strict=True):
+        value.shape = ir.Shape(wanted.shape)
     return Graph(model=program.model, io=io)
 
 
-def _example(spec: ModelSpec, io: IoSpec) -> tuple[torch.Tensor, dict[int, object]]:
-    """An input to trace with, and what its axes range over. Extents that vary differ from one another and from 1."""
-    sizes = {"batch": 2}
-    dynamic: dict[int, object] = {}
-    if not io.batch.is_static:
-        dynamic[0] = torch.export.Dim("batch", min=1, max=max(io.batch.max, 2))
-    if io.rope == "dynamic":
-        rows, columns = spec.grid(io.resolution)
-        sizes |= {"height": spec.patch * min(rows, 4), "width": spec.patch * min(columns, 3)}
-        for axis, (name, largest) in enumerate((("rows", rows), ("columns", columns)), start=1 if io.pixels else 2):
-            dynamic[axis] = spec.patch * torch.export.Dim(name, min=1, max=largest)
-    shape = [extent if isinstance(extent, int) else sizes[extent] for extent in io.input.shape]
-    return torch.zeros(shape, dtype=torch.uint8 if io.pixels else torch.float32), dynamic
+def _examples(spec: ModelSpec, io: IoSpec) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, object]]]:
+    """Inputs to trace with, and what their axes range over. Extents that vary differ from one another and from 1."""
+    rows, columns = spec.grid(io.resolution)
+    small = Resolution(height=spec.patch * min(rows, 4), width=spec.patch * min(columns, 3))
+    extents = spec.extents(small) | {"batch": 2}
+    ranges: dict[str, object] = {
+        "batch": torch.export.Dim("batch", min=1, max=max(io.batch.max, 2)),
+        "height": spec.patch * torch.export.Dim("rows", min=1, max=rows),
+        "width": spec.patch * torch.export.Dim("columns", min=1, max=columns),
+        # torch finds how these follow from rows and columns
+        "tokens": torch.export.Dim.AUTO,
+        "patches": torch.export.Dim.AUTO,
+    }
+    examples, dynamic = {}, {}
+    for each in io.inputs:
+        examples[each.name] = torch.zeros(each.sized(extents), dtype=getattr(torch, each.dtype))
+        dynamic[each.name] = {axis: ranges[name] for axis, name in enumerate(each.shape) if isinstance(name, str)}
+    return examples, dynamic

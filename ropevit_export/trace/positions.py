@@ -1,4 +1,4 @@
-"""Where a graph has its position tables from: constants for one size, or factors and an embedding for any size.
+"""Where a graph has its position tables from: constants for one size; for any size, factors or the host.
 
 Legend: R rows · C columns · T tokens (class token first) · A heads (1: all alike) · P pairs · W width of the model.
 """
@@ -69,7 +69,14 @@ class FactorBank(nn.Module):
 
     @staticmethod
     def _with_class_token(table_RCAP: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
-        return torch.cat([identity, table_RCAP.flatten(0, 1)[:, None, :, None]])
+        return torch.cat([identity, table_RCAP.flatten(0, 1).unsqueeze(2).unsqueeze(1)])
+
+
+def given_pairs(cos_LTAP: torch.Tensor, sin_LTAP: torch.Tensor, blocks: int) -> list[Pair]:
+    """As `TableBank`, from the host's tables: one for all blocks, or one a block."""
+    owner = [0] * blocks if len(cos_LTAP) == 1 else range(blocks)
+    cos, sin = (table.unsqueeze(3).unsqueeze(2) for table in (cos_LTAP, sin_LTAP))
+    return [(cos[index], sin[index]) for index in owner]
 
 
 class ResizedEmbedding(nn.Module):
