@@ -20,9 +20,11 @@ from ropevit_export.models.zoo import MODELS, find_model
 from ropevit_export.values import Dim, Request, Resolution
 
 if TYPE_CHECKING:
+    from ropevit_export.bench import Benchmark
     from ropevit_export.pipeline import Bundle
 
 ENGINES = ("auto", "none", "tensorrt-rtx")
+BACKENDS = ("onnxruntime", "openvino")
 # Ctrl-C, a polite kill, a closed terminal (which Windows does not have)
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -82,6 +84,12 @@ def _each(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Paramet
         return tuple(parse(part.strip()) for value in values for part in value.split(","))
 
     return callback
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise UsageError(f"--batch {text!r} is not a number of images, such as 8.")
+    return int(text)
 
 
 def _target(text: str) -> str:
@@ -229,6 +237,77 @@ def check(bundle: Path, as_json: bool) -> None:
         raise ParityError(failed[0].sentence())
     if not as_json:
         click.echo(f"{bundle}: every file as listed, {len(reports)} of {len(reports)} comparisons within tolerance")
+
+
+@cli.command()
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path))
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    type=click.Choice(["eager", "compile", "plain"]),
+    help="The model in PyTorch, by torch.compile, or its plain torch.onnx.export; repeatable.",
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    type=click.Choice(BACKENDS),
+    default=("onnxruntime",),
+    help="What runs bundles and plain exports; repeatable.  [default: onnxruntime]",
+)
+@click.option("--res", metavar="N|HxW", help="Image size  [default: the first of the first bundle].")
+@click.option(
+    "--batch", "batches", multiple=True, metavar="N", callback=_each(_count), help="Repeatable.  [default: 1]"
+)
+@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Runs of every contender.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the result there, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+def bench(
+    bundles: tuple[Path, ...], peers: tuple[Any, ...], backends: tuple[str, ...], res: str | None,
+    batches: tuple[int, ...], rounds: int, out: Path | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Time bundles in turn with one another and with what else there is; ratios are to the first."""
+    from ropevit_export import bench as benching
+
+    resolution = Resolution.parse(res) if res else None
+    entered = benching.contenders(bundles, tuple(dict.fromkeys(peers)), tuple(dict.fromkeys(backends)))
+    batches = batches or (1,)
+    stages = len(batches) * (len(entered) + benching.WARM_UP + rounds)
+    with _quiet_libraries(), _progress(stages, quiet=quiet) as progress:
+        result = benching.bench(entered, resolution=resolution, batches=batches, rounds=rounds, progress=progress)
+    text = json.dumps(result.as_json(), indent=2)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        click.echo(text)
+    else:
+        _print_timings(result)
+
+
+def _print_timings(result: Benchmark) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    first = result.timings[0].contender
+    table = Table("contender", "batch", "p50 ms", "p90", "p99", "images/s", f"of {first}", "quartiles", "peak MB")
+    for each in result.timings:
+        s = each.summary()
+        table.add_row(
+            each.contender,
+            str(each.batch),
+            *(f"{s[key]:.1f}" for key in ("p50_ms", "p90_ms", "p99_ms", "images_per_second")),
+            f"{s['ratio']:.3f}",
+            f"{s['ratio_q25']:.3f}–{s['ratio_q75']:.3f}",
+            str(each.peak_mb or ""),
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    machine = result.machine
+    cpu = machine.get("model_name") or machine["processor"]
+    click.echo(f"{result.resolution}, {result.rounds} rounds in turn, {cpu}, {machine['cores']} cores")
+    for each in {each.contender: each for each in result.timings}.values():
+        click.echo(f"  {each.contender}: {each.runtime}")
 
 
 def _export(

@@ -3,20 +3,20 @@
     model = load("engines/rope_mixed_deit_base-384-fp32")
     logits = model.run(model.prepare(Image.open("cat.jpg")))
 
-Imports ONNX Runtime, not torch.
+Imports ONNX Runtime or OpenVINO, not torch.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ropevit_export.backends.onnxruntime import OnnxRuntime
+from ropevit_export.backends.select import runner
 from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BundleError, InputError
 from ropevit_export.preprocess import crop, normalise
@@ -48,24 +48,30 @@ def host_inputs(bundle: Path, artifact: manifest.ArtifactEntry) -> Callable[[Res
     return filled
 
 
-def load(bundle: str | Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Model:
-    """A bundle's graphs, ready to run; `providers` are ONNX Runtime's, and one that can't be had is an error.
+def load(bundle: str | Path, backend: str = "onnxruntime", **options: Any) -> Model:
+    """A bundle's graphs, ready to run.
+
+    load(bundle, providers=["CUDAExecutionProvider"])   a provider of ONNX Runtime that can't be had is an error
+    load(bundle, "openvino", device="GPU")              a device that computes in another precision is an error
 
     Files are believed: `ropevit-export check` hashes them.
     """
-    return Model(Path(bundle), providers)
+    return Model(Path(bundle), backend, options)
 
 
 class Model:
-    """The graphs of a bundle. Sessions are made at the first image of their size."""
+    """The graphs of a bundle. Each is loaded at its first image."""
 
-    def __init__(self, bundle: Path, providers: Sequence[str]) -> None:
+    def __init__(self, bundle: Path, backend: str, options: dict[str, Any]) -> None:
         self.manifest = manifest.read(bundle)
         self.preprocess = Preprocess(**self.manifest.preprocess.model_dump())
         self._graphs = [artifact for artifact in self.manifest.artifacts if artifact.kind == "onnx"]
         if not self._graphs:
             raise BundleError(f"{bundle} holds no ONNX graph.")
-        self._session = functools.cache(lambda path: OnnxRuntime(bundle / path, providers))
+        self._runner = functools.cache(
+            lambda path: runner(backend, bundle / path, precision=self._precision[path], **options)
+        )
+        self._precision = {graph.path: graph.precision for graph in self._graphs}
         self._host = {graph.path: host_inputs(bundle, graph) for graph in self._graphs}
 
     @property
@@ -82,6 +88,11 @@ class Model:
         pixels = crop(image, self.preprocess, size or self.sizes[0])[None]
         return pixels if self.preprocess.dtype == "uint8" else normalise(pixels, self.preprocess)
 
+    def describe(self, size: Resolution) -> str:
+        """The artifact that serves a size, and what it runs on. Loads it."""
+        graph = self._graph(size)
+        return f"{self._runner(graph.path).describe}, {graph.path}"
+
     def run(self, images: Array) -> Array:
         """Answers for a batch (B, 3, H, W) float32, or (B, H, W, 3) uint8 where the graph takes raw pixels.
 
@@ -94,7 +105,7 @@ class Model:
             needed = f"{batch.min}" if batch.min == batch.max else f"{batch.min} to {batch.max}"
             raise InputError(f"a batch of {len(images)} was given, {graph.path} takes {needed}.")
         feeds = {graph.inputs[0].name: images, **self._host[graph.path](size)}
-        return self._session(graph.path).run(feeds, graph.outputs[0].name)
+        return self._runner(graph.path).run(feeds, graph.outputs[0].name)
 
     def _size(self, images: Array) -> Resolution:
         nhwc = self.preprocess.layout == "NHWC"

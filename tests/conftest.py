@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from ropevit_export import cli
 from ropevit_export.models import reference
 from ropevit_export.models.adopt import adopt
 from ropevit_export.models.initial import random_checkpoint
@@ -91,6 +92,17 @@ def case() -> Callable[..., Case]:
 def graph_of() -> Callable[[str], ir.Model]:
     """An ONNX model from its text form."""
     return ir.from_onnx_text
+
+
+SMALL = ("--model", "rope_axial_deit_small", "--res", "32", "--engine", "none", "-q")
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of seeded weights; tests copy it before they change it."""
+    path = tmp_path_factory.mktemp("bundles") / "small"
+    assert cli.run([*SMALL, "--weights", "random", "--out", str(path)]) == 0
+    return path
 
 
 GOLDEN = Path(__file__).with_name("golden")

@@ -16,6 +16,7 @@ OWNERS = {
     "torch": ("checkpoint", "models", "trace"),
     "timm": ("models",),
     "onnxruntime": ("backends/onnxruntime.py",),
+    "openvino": ("backends/openvino.py",),
     "tensorrt_rtx": ("backends/tensorrt_rtx.py",),
     "onnxsim": ("passes/simplify.py",),
     "huggingface_hub": ("checkpoint/hub.py",),

@@ -9,7 +9,8 @@ import pytest
 from ropevit_export import passes
 from ropevit_export.backends import layer_report
 from ropevit_export.backends.onnxruntime import OnnxRuntime
-from ropevit_export.backends.select import BUILDERS, CHOICES, builders
+from ropevit_export.backends.openvino import OpenVino
+from ropevit_export.backends.select import BUILDERS, CHOICES, builders, runner
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.bundle import onnx_file
 from ropevit_export.cli import ENGINES
@@ -97,6 +98,34 @@ def test_a_file_that_is_no_graph_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("not a graph")
     with pytest.raises(BackendError, match="ONNX Runtime refuses model.onnx"):
         OnnxRuntime(tmp_path / "model.onnx")
+
+
+def test_openvino_computes_in_what_was_asked(graph_file: Path) -> None:
+    pytest.importorskip("openvino")
+    for precision in ("fp32", "fp16"):  # left to itself it takes bfloat16 where the CPU has it
+        assert "CPU, computed in f32" in OpenVino(graph_file, precision=precision).describe
+
+
+def test_openvino_does_not_run_without_an_input(graph_file: Path) -> None:
+    pytest.importorskip("openvino")
+    with pytest.raises(BackendError, match="OpenVINO failed to run: no image was given"):
+        OpenVino(graph_file).run({}, "logits")
+
+
+def test_what_openvino_cannot_do_is_an_error(graph_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    (tmp_path / "other.onnx").write_text("not a graph")
+    with pytest.raises(BackendError, match="OpenVINO refuses other.onnx: "):
+        OpenVino(tmp_path / "other.onnx")
+    with pytest.raises(BackendError, match="OpenVINO refuses model.onnx: "):
+        OpenVino(graph_file, "NPU9")
+    with pytest.raises(BackendError, match="OpenVINO failed to run: "):
+        OpenVino(graph_file).run({"image": np.zeros((1, 3, 8, 8), np.float32)}, "logits")
+
+
+def test_a_backend_that_does_not_exist_is_an_error(graph_file: Path) -> None:
+    with pytest.raises(BackendError, match="no backend 'tvm' runs a bundle: there are onnxruntime, openvino"):
+        runner("tvm", graph_file, "fp32")
 
 
 def written(case: Case, path: Path, precision: Precision, batch: Dim, rope: RopeMode = "baked") -> IoSpec:

@@ -21,9 +21,9 @@ from ropevit_export import cli
 from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.zoo import MODELS, find_model
 from ropevit_export.parity import tolerance
+from tests.conftest import SMALL
 
 Run = Callable[..., tuple[int, str, str]]
-SMALL = ("--model", "rope_axial_deit_small", "--res", "32", "--engine", "none", "-q")
 
 
 @pytest.fixture
@@ -38,14 +38,6 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
         return code, out, err
 
     return call
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of seeded weights; tests copy it before they change it."""
-    path = tmp_path_factory.mktemp("bundles") / "small"
-    assert cli.run([*SMALL, "--weights", "random", "--out", str(path)]) == 0
-    return path
 
 
 @pytest.fixture
@@ -315,10 +307,35 @@ def test_one_dynamic_graph_is_checked_at_a_size_that_nobody_named(run: Run, tmp_
     assert run("check", "out")[0] == 0
 
 
-def test_a_dynamic_swin_is_refused_with_the_reason(run: Run) -> None:
-    code, _, err = run("--model", "swin_tiny", "--res", "224", "--rope", "dynamic")
+def test_a_graph_with_position_inputs_says_what_they_are(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("--model", "rope_mixed_ape_deit_small", "--res", "32x64", "--engine", "none", "-q", "--weights",
+                       "random", "--rope", "inputs", "--batch", "1:2:4", "--json", "--out", "out")  # fmt: skip
+    listed = json.loads(out)
+    (artifact,) = listed["artifacts"]
+    assert code == 0
+    assert listed["rope"] == "inputs"
+    assert artifact["dynamic"] == {"max": [32, 64], "multiple": 16}
+    assert [(each["name"], each["dtype"], each["shape"]) for each in artifact["inputs"]] == [
+        ("image", "float32", ["batch", 3, "height", "width"]),
+        ("cos", "float32", [12, "tokens", 6, 32]),
+        ("sin", "float32", [12, "tokens", 6, 32]),
+        ("pos_embed", "float32", ["patches", 384]),
+    ]
+    assert [each["kind"] for each in artifact["files"]] == ["weights", "positions"]
+    assert {(tuple(each["resolution"]), each["batch"]) for each in listed["parity"]} == {
+        ((32, 64), 1), ((32, 64), 3), ((16, 48), 1), ((16, 48), 3)
+    }  # fmt: skip
+    assert run("check", "out")[0] == 0
+
+    (tmp_path / "out" / "positions.safetensors").write_bytes(b"")
+    assert_one_line(run("check", "out")[2], "positions.safetensors has SHA-256")
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "inputs"])
+def test_a_swin_of_any_size_is_refused_with_the_reason(run: Run, rope: str) -> None:
+    code, _, err = run("--model", "swin_tiny", "--res", "224", "--rope", rope)
     assert code == 2
-    assert_one_line(err, "--rope dynamic is for DeiT models: Swin's window follows the size")
+    assert_one_line(err, f"--rope {rope} is for DeiT models: Swin's window follows the size")
 
 
 def test_several_sizes_make_one_bundle(run: Run, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ropevit_export.parity.samples import PHOTOS
 from ropevit_export.runtime import load
 from ropevit_export.values import Resolution
 
+BACKENDS = ("onnxruntime", "openvino")
 MODEL = ("--model", "rope_axial_deit_small", "--engine", "none", "-q", "--weights", "random", "--res", "32x48,48")
 
 
@@ -29,19 +30,28 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(tmp_path_factory.mktemp("bundles") / "inputs", "--rope", "inputs")
+
+
+@pytest.fixture(scope="module")
 def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(tmp_path_factory.mktemp("bundles") / "dynamic", "--rope", "dynamic")
 
 
 @pytest.mark.parametrize("size", ["32x48", "48"])
-def test_a_bundle_of_several_sizes_picks_the_graph(baked: Path, size: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bundle_of_several_sizes_picks_the_graph(baked: Path, size: str, backend: str) -> None:
     image, expected = golden.read(baked / golden.name(Resolution.parse(size)))
-    np.testing.assert_allclose(load(baked).run(image), expected, atol=5e-5)
+    np.testing.assert_allclose(load(baked, backend).run(image), expected, atol=5e-5)
 
 
-def test_a_dynamic_bundle_runs_a_size_that_was_not_named(dynamic: Path) -> None:
-    image, expected = golden.read(dynamic / golden.name(Resolution(height=16, width=32)))
-    np.testing.assert_allclose(load(dynamic).run(image[:1]), expected[:1], atol=5e-5)
+@pytest.mark.parametrize("mode", ["dynamic", "inputs"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bundle_runs_a_size_that_was_not_named(mode: str, backend: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(mode)
+    image, expected = golden.read(folder / golden.name(Resolution(height=16, width=32)))
+    np.testing.assert_allclose(load(folder, backend).run(image[:1]), expected[:1], atol=5e-5)
 
 
 def test_a_photograph_is_prepared_as_parity_prepares_it(dynamic: Path) -> None:
@@ -53,18 +63,21 @@ def test_a_photograph_is_prepared_as_parity_prepares_it(dynamic: Path) -> None:
     np.testing.assert_allclose(model.run(prepared), expected[1:2], atol=5e-5)
 
 
+@pytest.mark.parametrize("mode", ["dynamic", "inputs"])
 @pytest.mark.parametrize(
     ("shape", "sentence"),
     [
         ((1, 3, 64, 48), "no graph for 64x48: the bundle serves multiples of 16 up to 48x48"),
         ((1, 3, 40, 48), "no graph for 40x48"),
-        ((2, 3, 48, 48), "a batch of 2 was given, model-dynamic.onnx takes 1"),
+        ((2, 3, 48, 48), "a batch of 2 was given, model-.*.onnx takes 1"),
         ((1, 48, 48, 3), r"float32 images of shape \(1, 48, 48, 3\) were given, needed float32 \(B, 3, H, W\)"),
     ],
 )
-def test_what_a_dynamic_bundle_cannot_take_is_an_error(dynamic: Path, shape: tuple[int, ...], sentence: str) -> None:
+def test_what_a_bundle_of_any_size_cannot_take_is_an_error(
+    mode: str, shape: tuple[int, ...], sentence: str, request: pytest.FixtureRequest
+) -> None:
     with pytest.raises(InputError, match=sentence):
-        load(dynamic).run(np.zeros(shape, np.float32))
+        load(request.getfixturevalue(mode)).run(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize(

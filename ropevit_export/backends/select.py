@@ -1,16 +1,28 @@
-"""`--engine`: which builders serve a request."""
+"""Which builders serve `--engine`, and which runners a loaded bundle."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from ropevit_export.backends.base import Builder
+from ropevit_export.backends.base import Builder, Runner
+from ropevit_export.backends.onnxruntime import OnnxRuntime
+from ropevit_export.backends.openvino import OpenVino
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.errors import BackendError, UsageError
 
 # In the order in which `auto` tries them.
 BUILDERS: dict[str, Callable[[], Builder]] = {"tensorrt-rtx": TensorRtRtx}
 CHOICES = ("auto", "none", *BUILDERS)
+RUNNERS: dict[str, Callable[..., Runner]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+
+
+def runner(backend: str, model: Path, precision: str, **options: Any) -> Runner:
+    """An ONNX file, loaded; `options` are the runner's own. Raises BackendError."""
+    if backend not in RUNNERS:
+        raise BackendError(f"no backend {backend!r} runs a bundle: there are {', '.join(RUNNERS)}.")
+    return RUNNERS[backend](model, precision=precision, **options)
 
 
 def builders(engines: tuple[str, ...]) -> tuple[list[Builder], str | None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -117,6 +118,18 @@ def _fill_buffers(model: nn.Module) -> None:
                 module.register_buffer(name, blank, persistent=False)
         if hasattr(module, "init_non_persistent_buffers"):
             cast("Any", module).init_non_persistent_buffers()
+
+
+def batch_runner(model: Reference, *, compiled: bool) -> Callable[[FloatArray], FloatArray]:
+    """The model as PyTorch users run it, eagerly or by `torch.compile`: images (B, 3, H, W) → answers."""
+    call: Any = torch.compile(model) if compiled else model
+
+    def run_batch(images: FloatArray) -> FloatArray:
+        with torch.inference_mode():
+            answer: FloatArray = call(torch.from_numpy(images)).numpy()
+        return answer
+
+    return run_batch
 
 
 def run(model: Reference, images: FloatArray) -> FloatArray:

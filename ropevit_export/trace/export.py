@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -17,7 +18,7 @@ from ropevit_export.trace.swin import DeploySwin
 from ropevit_export.values import Graph, IoSpec, ModelSpec, Resolution, Weights
 
 if TYPE_CHECKING:
-    from ropevit_export.values import Factors, Tables
+    from ropevit_export.values import Factors, FloatArray, Tables
 
 # The first opset with Gelu as one operator; TensorRT, ONNX Runtime and OpenVINO all read it.
 OPSET = 20
@@ -41,10 +42,19 @@ def trace_inputs(spec: ModelSpec, weights: Weights, io: IoSpec) -> Graph:
     return _export(DeployDeit(spec, weights, None, io), spec, io)
 
 
+def export_plain(module: torch.nn.Module, images: FloatArray, path: Path, output: str) -> None:
+    """What a user without this package would do: `torch.onnx.export` of the unfolded model, all options left alone."""
+    _hush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, (torch.from_numpy(images),), path, input_names=["image"], output_names=[output], verbose=False
+        )
+
+
 def _export(module: torch.nn.Module, spec: ModelSpec, io: IoSpec) -> Graph:
     examples, dynamic = _examples(spec, io)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    _hush()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -64,6 +74,11 @@ def _export(module: torch.nn.Module, spec: ModelSpec, io: IoSpec) -> Graph:
     for value, wanted in zip(program.model.graph.inputs, io.inputs, strict=True):
         value.shape = ir.Shape(wanted.shape)
     return Graph(model=program.model, io=io)
+
+
+def _hush() -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
 
 
 def _examples(spec: ModelSpec, io: IoSpec) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, object]]]:

@@ -1,0 +1,315 @@
+"""`bench`: bundles in turn with one another and with what a user would run otherwise.
+
+Every contender has a process of its own, because thread pools go on spinning after a run and would slow the next one.
+In each round all of them take a turn, in a new order, so that a machine that slows down slows them all. A turn is two
+runs: the first finds other contenders' data in the caches, the second is timed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from ropevit_export.bundle import manifest
+from ropevit_export.errors import BackendError, RopevitError, UsageError
+from ropevit_export.models.zoo import find_model
+from ropevit_export.parity import samples
+from ropevit_export.preprocess import normalise
+from ropevit_export.runtime import load
+from ropevit_export.values import Resolution
+
+if TYPE_CHECKING:
+    from ropevit_export.values import FloatArray
+
+Peer = Literal["eager", "compile", "plain"]
+Run: TypeAlias = Callable[[], object]
+WARM_UP = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contender:
+    """What is timed: a bundle on a backend, or a peer of the bundle's model.
+
+    eager, compile: the unfolded model in PyTorch. plain: its `torch.onnx.export`, on the same backend as the bundles.
+    Peers have random weights, which cost the same time.
+    """
+
+    name: str
+    bundle: Path
+    peer: Peer | None
+    backend: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """A contender's times, one a round, and those of the first contender in the same rounds."""
+
+    contender: str
+    runtime: str
+    batch: int
+    milliseconds: tuple[float, ...]
+    first_milliseconds: tuple[float, ...]
+    peak_mb: int | None
+
+    def summary(self) -> dict[str, float]:
+        """p50, p90, p99 in ms; images a second at p50; p50 over the first contender's, and the quartiles of that ratio
+        round by round.
+        """
+        p50, p90, p99 = np.percentile(self.milliseconds, (50, 90, 99))
+        ratio = p50 / np.median(self.first_milliseconds)
+        low, high = np.percentile(np.array(self.milliseconds) / self.first_milliseconds, (25, 75))
+        return {
+            "p50_ms": float(p50),
+            "p90_ms": float(p90),
+            "p99_ms": float(p99),
+            "images_per_second": self.batch * 1000 / float(p50),
+            "ratio": float(ratio),
+            "ratio_q25": float(low),
+            "ratio_q75": float(high),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Benchmark:
+    """One benchmark, whole. Times include neither loading nor preprocessing; on a CPU there are no transfers."""
+
+    resolution: Resolution
+    rounds: int
+    machine: dict[str, object]
+    timings: tuple[Timing, ...]
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "resolution": [self.resolution.height, self.resolution.width],
+            "rounds": self.rounds,
+            "warm_up_rounds": WARM_UP,
+            "machine": self.machine,
+            "timings": [each.summary() | dataclasses.asdict(each) for each in self.timings],
+        }
+
+
+def contenders(bundles: Sequence[Path], peers: Sequence[Peer], backends: Sequence[str]) -> list[Contender]:
+    """Every bundle on every backend, then the peers of the first bundle's model; ratios are to the first of all."""
+    made = [
+        Contender(name=_name(bundle.name, backend, backends), bundle=bundle, peer=None, backend=backend)
+        for backend in backends
+        for bundle in bundles
+    ]
+    for peer in peers:
+        for backend in backends if peer == "plain" else backends[:1]:
+            name = _name(peer, backend, backends) if peer == "plain" else peer
+            made.append(Contender(name=name, bundle=bundles[0], peer=peer, backend=backend))
+    names = [each.name for each in made]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"two contenders are called {', '.join(twice)}: rename a folder.")
+    return made
+
+
+def _name(name: str, backend: str, backends: Sequence[str]) -> str:
+    return name if len(backends) == 1 else f"{name}, {backend}"
+
+
+def bench(
+    entered: Sequence[Contender],
+    *,
+    resolution: Resolution | None = None,
+    batches: Sequence[int] = (1,),
+    rounds: int = 20,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Benchmark:
+    """Time all contenders at one size, batch after batch. Default size: the first that the first bundle names.
+
+    Raises RopevitError for a contender that can't run.
+    """
+    size = resolution or load(entered[0].bundle).sizes[0]
+    machine = _machine()  # before it is busy
+    timings = [each for batch in batches for each in _timed(entered, size, batch, rounds, progress)]
+    return Benchmark(resolution=size, rounds=rounds, machine=machine, timings=tuple(timings))
+
+
+def _timed(
+    entered: Sequence[Contender], size: Resolution, batch: int, rounds: int, progress: Callable[[str], None]
+) -> list[Timing]:
+    times: list[list[float]] = [[] for _ in entered]
+    order, shuffle = list(range(len(entered))), random.Random(0).shuffle
+    with _workers(entered, size, batch, progress) as workers:
+        for number in range(WARM_UP + rounds):
+            progress(f"batch {batch}: round {number - WARM_UP + 1} of {rounds}" if number >= WARM_UP else "warm-up")
+            shuffle(order)
+            for index in order:
+                milliseconds = workers[index].run()
+                if number >= WARM_UP:
+                    times[index].append(milliseconds)
+        peaks = [worker.peak_mb() for worker in workers]
+    return [
+        Timing(
+            contender=each.name,
+            runtime=worker.describe,
+            batch=batch,
+            milliseconds=tuple(mine),
+            first_milliseconds=tuple(times[0]),
+            peak_mb=peak,
+        )
+        for each, worker, mine, peak in zip(entered, workers, times, peaks, strict=True)
+    ]
+
+
+class _Worker:
+    """A contender in its process."""
+
+    def __init__(self, contender: Contender, size: Resolution, batch: int) -> None:
+        self._contender = contender
+        self._pipe, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self._process = context.Process(target=_serve, args=(contender, size, batch, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.describe = ""
+
+    def wait_until_ready(self) -> None:
+        self.describe = str(self._receive())
+
+    def run(self) -> float:
+        """Milliseconds."""
+        self._pipe.send("run")
+        return float(self._receive())
+
+    def peak_mb(self) -> int | None:
+        self._pipe.send("peak")
+        answer: int | None = self._receive()
+        return answer
+
+    def stop(self) -> None:
+        """Ask politely: a killed process leaves what libraries hold outside it."""
+        with suppress(OSError):
+            self._pipe.send("stop")
+
+    def join(self) -> None:
+        self._process.join(timeout=10)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._pipe.recv()
+        except EOFError as error:
+            self._process.join()
+            raise BackendError(
+                f"{self._contender.name} ended with exit code {self._process.exitcode} without an answer: "
+                "was memory short?"
+            ) from error
+        if isinstance(answer, RopevitError):
+            raise type(answer)(f"{self._contender.name}: {answer}")
+        return answer
+
+
+@contextmanager
+def _workers(
+    entered: Sequence[Contender], size: Resolution, batch: int, progress: Callable[[str], None]
+) -> Iterator[list[_Worker]]:
+    workers: list[_Worker] = []
+    try:
+        for each in entered:  # one after the other: loading takes all cores
+            progress(f"load {each.name}")
+            workers.append(_Worker(each, size, batch))
+            workers[-1].wait_until_ready()
+        yield workers
+    finally:
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            worker.join()
+
+
+def _serve(contender: Contender, size: Resolution, batch: int, pipe: Connection) -> None:
+    """The process of a contender: answers "run" with milliseconds and "peak" with MB."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    try:
+        describe, run = _prepare(contender, size, batch)
+        run()
+    except RopevitError as error:
+        pipe.send(error)
+        return
+    pipe.send(describe)
+    while (asked := pipe.recv()) != "stop":
+        if asked == "peak":
+            pipe.send(_peak_mb())
+            continue
+        run()
+        start = time.perf_counter()
+        run()
+        pipe.send((time.perf_counter() - start) * 1000)
+
+
+def _prepare(contender: Contender, size: Resolution, batch: int) -> tuple[str, Run]:
+    """(runtime, a call that runs one batch)."""
+    model = load(contender.bundle, contender.backend)
+    pixels = np.resize(samples.pixels(model.preprocess, size, seed=0), (batch, size.height, size.width, 3))
+    images = samples.feed(pixels, normalise(pixels, model.preprocess), model.preprocess)
+    if contender.peer is None:
+        return model.describe(size), lambda: model.run(images)
+    return _peer(contender, model.manifest, size, normalise(pixels, model.preprocess))
+
+
+def _peer(contender: Contender, listed: manifest.Manifest, size: Resolution, images: FloatArray) -> tuple[str, Run]:
+    from ropevit_export.backends.select import runner
+    from ropevit_export.models import reference
+    from ropevit_export.models.adopt import adopt
+    from ropevit_export.models.initial import random_checkpoint
+    from ropevit_export.models.resize import resize
+
+    spec = find_model(listed.model)
+    weights = resize(spec, adopt(spec, random_checkpoint(spec, seed=0)), size)
+    model = reference.build(spec, weights, size, listed.output)
+    if contender.peer == "plain":
+        from ropevit_export.trace.export import export_plain
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "plain.onnx"
+            export_plain(model, images, path, listed.output)
+            session = runner(contender.backend, path, "fp32")
+        return f"{session.describe}, plain torch.onnx.export", lambda: session.run({"image": images}, listed.output)
+    run_batch = reference.batch_runner(model, compiled=contender.peer == "compile")
+    return f"PyTorch {importlib.metadata.version('torch')}, {contender.peer}, float32", lambda: run_batch(images)
+
+
+def _machine() -> dict[str, object]:
+    """What the figures depend on besides the contenders."""
+    facts: dict[str, object] = {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "processor": platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+    with suppress(OSError):  # Linux says more
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+        facts |= {field.strip().replace(" ", "_"): value.strip() for field, value in fields.items()
+                  if field.strip() in ("model name", "cpu MHz", "cpu family", "model")}  # fmt: skip
+    with suppress(OSError, AttributeError):
+        facts["load_average"] = os.getloadavg()[0]
+    return facts
+
+
+def _peak_mb() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
