@@ -63,10 +63,16 @@ def run(arguments: Sequence[str]) -> int:
 
 
 class _Interrupted(BaseException):
-    """Raised where a signal arrives, so that every `finally` on the way out runs."""
+    """Raised where a signal arrives, so that every `finally` on the way out runs.
+
+    Python drops what is raised inside a finaliser or a library's callback: the next stage then raises it again.
+    """
+
+    arrived = False
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
+    _Interrupted.arrived = True
     for signum in SIGNALS:  # a second one must not stop the clean-up
         signal.signal(signum, signal.SIG_IGN)
     raise _Interrupted
@@ -388,7 +394,13 @@ def _progress(stages: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
         ) as bar:  # fmt: skip
             task = bar.add_task("", total=stages)
             done = iter(range(stages + 1))
-            yield lambda stage: bar.update(task, description=stage, completed=next(done, stages))
+
+            def advance(stage: str) -> None:
+                if _Interrupted.arrived:
+                    raise _Interrupted
+                bar.update(task, description=stage, completed=next(done, stages))
+
+            yield advance
     finally:
         log.removeHandler(handler)
 

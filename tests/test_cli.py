@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -207,6 +208,17 @@ def test_no_space_left_leaves_the_old_bundle(bundle: Path, tmp_path: Path) -> No
     assert_one_line(err, "no space left for copy")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
     assert cli.run(["check", str(copy)]) == 0
+
+
+def test_a_signal_that_a_library_swallows_ends_the_next_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(cli._Interrupted, "arrived", False)
+    with cli._progress(2, quiet=True) as progress:
+        progress("weights")
+        with contextlib.suppress(BaseException):
+            cli._interrupt(signal.SIGINT, None)
+        with pytest.raises(cli._Interrupted):
+            progress("trace")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
