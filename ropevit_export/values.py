@@ -112,9 +112,10 @@ class HubFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """One of the paper's models: its names, and everything its graph depends on besides weights and size.
+    """A model: its names, and everything its graph depends on besides weights and size.
 
-    `dims`, `depths` and `heads` have one entry a stage; DeiT has one stage.
+    `patch`: its side in pixels. `dims`, `depths` and `heads` have one entry a stage; DeiT has one stage. `classes`: of
+    the published weights. `packaged`: of an example whose weights are in this package, their SHA-256.
     """
 
     name: str
@@ -123,19 +124,18 @@ class ModelSpec:
     family: Family
     rope: RopeSpec
     ape: bool
+    patch: int
     dims: tuple[int, ...]
     depths: tuple[int, ...]
     heads: tuple[int, ...]
     hub: tuple[HubFile, ...]
-
-    @property
-    def patch(self) -> int:
-        return 16 if self.family == "deit" else 4
+    classes: int = 1000
+    packaged: str | None = None
 
     @property
     def multiple(self) -> int:
         """Pixels that height and width must be a multiple of: the patch, or Swin's smallest window."""
-        return 16 if self.family == "deit" else 32
+        return self.patch if self.family == "deit" else 32
 
     @property
     def head_dim(self) -> int:

@@ -26,7 +26,7 @@ def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
     fixed = _fixed_frequencies(spec, found)
     tensors = {name: tensor for name, tensor in found.items() if name not in fixed}
     head = tensors.get("head.weight")
-    classes = head.shape[0] if head is not None and head.ndim == 2 else 1000
+    classes = head.shape[0] if head is not None and head.ndim == 2 else spec.classes
     if classes == 0:
         raise CheckpointError(f"{checkpoint.source}: head.weight has no rows, needs at least one class.")
     expected = layout.shapes(spec, classes=classes)

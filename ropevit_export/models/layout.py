@@ -17,11 +17,12 @@ BUFFERS = re.compile(r"(^|\.)(freqs_t_[xy]|rope_t_[xy]|attn_mask|relative_positi
 AXIAL_FREQUENCIES = re.compile(r"(^|\.)rope_freqs$")
 
 
-def shapes(spec: ModelSpec, *, classes: int = 1000) -> Shapes:
-    """Name and shape of every parameter of the model as published, at 224.
+def shapes(spec: ModelSpec, *, classes: int | None = None) -> Shapes:
+    """Name and shape of every parameter of the model as published, at 224, with its own number of classes or another.
 
     `pos_embed` has 14x14 tokens and a window's bias table 13x13 entries there; a fine-tuned file may have others.
     """
+    classes = classes or spec.classes
     body = _deit_shapes(spec) if spec.family == "deit" else _swin_shapes(spec)
     width = spec.dims[-1]
     return body | {
@@ -39,7 +40,7 @@ def _deit_shapes(spec: ModelSpec) -> Shapes:
         out["pos_embed"] = (1, 14 * 14, dim)
     if spec.rope.kind == "mixed":
         out["freqs"] = (2, depth, dim // 2)
-    out |= {"patch_embed.proj.weight": (dim, 3, 16, 16), "patch_embed.proj.bias": (dim,)}
+    out |= {"patch_embed.proj.weight": (dim, 3, spec.patch, spec.patch), "patch_embed.proj.bias": (dim,)}
     for block in range(depth):
         out |= {f"blocks.{block}.gamma_1": (dim,), f"blocks.{block}.gamma_2": (dim,)}
         out |= _block_shapes(f"blocks.{block}.", dim)
@@ -49,7 +50,7 @@ def _deit_shapes(spec: ModelSpec) -> Shapes:
 def _swin_shapes(spec: ModelSpec) -> Shapes:
     dim = spec.dims[0]
     out: Shapes = {
-        "patch_embed.proj.weight": (dim, 3, 4, 4),
+        "patch_embed.proj.weight": (dim, 3, spec.patch, spec.patch),
         "patch_embed.proj.bias": (dim,),
         "patch_embed.norm.weight": (dim,),
         "patch_embed.norm.bias": (dim,),

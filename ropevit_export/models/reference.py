@@ -47,10 +47,10 @@ def build(spec: ModelSpec, weights: Weights, resolution: Resolution, output: Out
 
     size = (resolution.height, resolution.width)
     if spec.family == "deit":
-        assert spec.timm is not None
         model = timm.create_model(
-            spec.timm,
+            spec.timm or "vit_small_patch16_rope_mixed_224",  # what timm lacks is of that form
             img_size=size,
+            patch_size=spec.patch,
             num_classes=weights.classes,
             embed_dim=spec.dims[0],
             depth=spec.depths[0],
