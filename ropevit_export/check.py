@@ -49,7 +49,7 @@ def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
 def _run(
     bundle: Path, listed: manifest.Manifest, artifact: manifest.ArtifactEntry, resolution: Resolution
 ) -> list[ParityReport]:
-    from ropevit_export.backends.onnxruntime import OnnxRuntime
+    from ropevit_export.backends.select import checkers
 
     if artifact.precision not in TOLERANCES:
         raise BundleError(
@@ -63,9 +63,12 @@ def _run(
         output=listed.output,
         pixels=listed.preprocess.dtype == "uint8",
     )
-    runner = OnnxRuntime(bundle / artifact.path, precision=artifact.precision)
+    host, tolerance = host_inputs(bundle, artifact)(resolution), TOLERANCES[artifact.precision]
     try:
-        host = host_inputs(bundle, artifact)(resolution)
-        return measure(runner, artifact.path, io, resolution, host, feed, expected, TOLERANCES[artifact.precision])
+        return [
+            each
+            for runner in checkers(bundle / artifact.path, artifact.precision)
+            for each in measure(runner, artifact.path, io, resolution, host, feed, expected, tolerance)
+        ]
     except ValueError as error:
         raise BundleError(f"{bundle / golden.name(resolution)} does not fit {artifact.path}: {error}.") from error

@@ -141,7 +141,7 @@ def _target(text: str) -> str:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(["fp32", "fp16", "bf16"]),
     default="fp32",
     show_default=True,
     help="Number format of the graph itself.",

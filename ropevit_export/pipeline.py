@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -121,11 +122,13 @@ class _Export:
         sizes = self.request.checked_sizes(io)
         theirs = {size: self._reference(weights, size) for size in sizes}
         graph = self._graph(weights, io)
+        parts = self._write_positions(weights, io) if io.positions else {}
+        host = {size: inputs.fill(parts, *self.request.model.grid(size)) for size in sizes}
+        graph = self._converted(graph, sizes[0], host[sizes[0]], *theirs[sizes[0]])
         path = self._write_onnx(graph, self._output(io, theirs[sizes[0]][1]))
         del graph
-        parts = self._write_positions(weights, io) if io.positions else {}
         for size, (feed, expected) in theirs.items():
-            self._check(path, io, size, inputs.fill(parts, *self.request.model.grid(size)), feed, expected)
+            self._check(path, io, size, host[size], feed, expected)
             golden_path = self.folder / golden.name(size)
             golden.write(golden_path, feed, expected)
             self.files.append(_file("golden", golden_path))
@@ -207,12 +210,48 @@ class _Export:
                 traced = trace(spec, sized, block_tables(spec, learned, io.resolution), io)
             note(f"{len(traced.model.graph)} nodes")
         with _stage(f"passes {io.resolution}", self.progress) as note:
-            graph = passes.run(traced, self.request.precision)
+            graph = passes.simplify(traced)
             fired = [each.name for each in graph.history if each.fired]
             note(
                 f"{len(traced.model.graph)} → {len(graph.model.graph)} nodes, "
                 f"{len(fired)} of {len(graph.history)} fired: {', '.join(fired)}"
             )
+        return graph
+
+    def _converted(self, graph: Graph, size: Resolution, host: Arrays, feed: np.ndarray, expected: np.ndarray) -> Graph:
+        """The graph in the precision asked for.
+
+        Before it is rounded it must be the reference's to the last digits: what a lower precision may err by would hide
+        a wrong table. The same run says how large values get, which a format must be able to hold.
+        """
+        from ropevit_export import passes
+        from ropevit_export.backends.onnxruntime import OnnxRuntime
+
+        request, io = self.request, graph.io
+        if request.precision == "fp32":
+            return graph
+        with _stage(f"{request.precision} {io.resolution}", self.progress) as note:
+            with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+                path = Path(folder) / "float32.onnx"
+                probed, probes = passes.probed(graph.model)
+                metadata = {"model": request.model.name}
+                weight_file = onnx_file.WeightFile(path=path.with_suffix(".data"))
+                onnx_file.write(dataclasses.replace(graph, model=probed), path, weight_file, metadata)
+                runner = OnnxRuntime(path)
+                ours, largest = [], np.zeros(len(probes))
+                for chosen in _chunks(io.batch.min, len(feed)):
+                    feeds = {io.image.name: feed[chosen], **host}
+                    answer, *reached = runner.run_all(feeds, [io.output, *(each.output for each in probes)])
+                    ours.append(answer)
+                    largest = np.maximum(largest, reached)
+            found = _report("the float32 graph", size, io, ours, expected, io.batch.min, runner, TOLERANCES["fp32"])
+            self.notes.append(f"before rounding: {found.sentence()}")
+            if not found.passed:
+                raise ParityError(f"{found.sentence()}; no bundle was written.")
+            passes.refuse_overflow(list(zip(probes, largest, strict=True)), request.precision)
+            graph = passes.convert(graph, request.precision)
+            top = int(largest.argmax())
+            note(f"largest value {largest[top]:.3g} at {probes[top].place}")
         return graph
 
     def _write_onnx(self, graph: Graph, output: TensorSpec) -> Path:
@@ -252,12 +291,15 @@ class _Export:
     def _check(
         self, path: Path, io: IoSpec, size: Resolution, host: Arrays, feed: np.ndarray, expected: np.ndarray
     ) -> None:
-        from ropevit_export.backends.onnxruntime import OnnxRuntime
+        from ropevit_export.backends.select import checkers
 
-        request = self.request
+        request, tolerance = self.request, TOLERANCES[self.request.precision]
         with _stage(f"parity {size}", self.progress) as note:
-            runner, tolerance = OnnxRuntime(path, precision=request.precision), TOLERANCES[request.precision]
-            measured = measure(runner, path.name, io, size, host, feed, expected, tolerance)
+            measured = [
+                each
+                for runner in checkers(path, request.precision)
+                for each in measure(runner, path.name, io, size, host, feed, expected, tolerance)
+            ]
             self.parity += measured
             note(max(measured, key=lambda each: each.metrics.relative).sentence())
 
@@ -305,23 +347,37 @@ def measure(
     """
     reports = []
     for batch in _batches(io, len(feed)):
-        chosen = [np.arange(start, start + batch) % len(feed) for start in range(0, len(feed), batch)]
-        ours = [runner.run({io.image.name: feed[each], **host}, io.output) for each in chosen]
-        theirs = [expected[each] for each in chosen]
-        metrics = compare.compare(np.concatenate(ours), np.concatenate(theirs), io.output)
-        reports.append(
-            compare.ParityReport(
-                artifact=artifact,
-                resolution=size,
-                batch=batch,
-                inputs=f"seeded noise and {len(feed) - 1} photographs",
-                reference="PyTorch float32, unfolded",
-                runtime=runner.describe,
-                metrics=metrics,
-                tolerance=tolerance,
-            )
-        )
+        ours = [runner.run({io.image.name: feed[chosen], **host}, io.output) for chosen in _chunks(batch, len(feed))]
+        reports.append(_report(artifact, size, io, ours, expected, batch, runner, tolerance))
     return reports
+
+
+def _report(
+    artifact: str,
+    size: Resolution,
+    io: IoSpec,
+    ours: list[np.ndarray],
+    expected: np.ndarray,
+    batch: int,
+    runner: Runner,
+    tolerance: Tolerance,
+) -> compare.ParityReport:
+    theirs = [expected[chosen] for chosen in _chunks(len(ours[0]), len(expected))]
+    return compare.ParityReport(
+        artifact=artifact,
+        resolution=size,
+        batch=batch,
+        inputs=f"seeded noise and {len(expected) - 1} photographs",
+        reference="PyTorch float32, unfolded",
+        runtime=runner.describe,
+        metrics=compare.compare(np.concatenate(ours), np.concatenate(theirs), io.output),
+        tolerance=tolerance,
+    )
+
+
+def _chunks(batch: int, count: int) -> list[np.ndarray]:
+    """Which samples each batch holds; the last one begins again where they run out."""
+    return [np.arange(start, start + batch) % count for start in range(0, count, batch)]
 
 
 def _batches(io: IoSpec, count: int) -> list[int]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Family = Literal["deit", "swin"]
 RopeKind = Literal["none", "axial", "mixed"]
 RopeMode = Literal["baked", "dynamic", "inputs"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 Output = Literal["logits", "cls", "tokens"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -33,9 +33,9 @@ def report(metrics: Metrics, precision: Precision, case: Case) -> ParityReport:
     )
 
 
-def verdicts(case: Case, ours: Array) -> dict[Precision, bool]:
+def verdicts(case: Case, ours: Array, *precisions: Precision) -> dict[Precision, bool]:
     metrics = compare(ours, case.theirs, "logits")
-    return {precision: report(metrics, precision, case).passed for precision in TOLERANCES}
+    return {precision: report(metrics, precision, case).passed for precision in precisions or ("fp32", "fp16")}
 
 
 def tables(case: Case) -> Tables:
@@ -118,6 +118,21 @@ def test_an_antialiased_embedding_is_caught(case: Make, model: str, size: str) -
     tensors = {**each.sized.tensors, "pos_embed": smooth.permute(0, 2, 3, 1).flatten(1, 2)}
     ours = each.deploy(weights=dataclasses.replace(each.sized, tensors=tensors))
     assert verdicts(each, ours) == {"fp32": False, "fp16": False}
+
+
+@pytest.mark.parametrize(("model", "size"), CASES)
+def test_bfloat16_lets_its_own_rounding_through_and_nothing_gross(case: Make, model: str, size: str) -> None:
+    """Structure is judged by fp32's limits before a graph is rounded; this limit is for a conversion gone wrong."""
+    each = case(model, size, deep=True)
+    rounded = {name: tensor.bfloat16().float() for name, tensor in each.sized.tensors.items()}
+    ours = each.deploy(weights=dataclasses.replace(each.sized, tensors=rounded))
+    assert verdicts(each, ours, "fp32", "fp16", "bf16") == {"fp32": False, "fp16": False, "bf16": True}
+    assert verdicts(each, each.deploy(tables=swapped(each)), "bf16") == {"bf16": False}
+    silent = each.spec.blocks[len(each.spec.blocks) // 2][0] + "mlp.fc2.weight"
+    tensors = {**each.sized.tensors, silent: torch.zeros_like(each.sized.tensors[silent])}
+    assert verdicts(each, each.deploy(weights=dataclasses.replace(each.sized, tensors=tensors)), "bf16") == {
+        "bf16": False
+    }
 
 
 def test_one_nan_fails(case: Make) -> None:

@@ -18,13 +18,24 @@ class OnnxRuntime:
     """A session. ONNX Runtime silently replaces a provider that it can't load, so what it loaded is compared."""
 
     def __init__(
-        self, model: Path, providers: Sequence[str] = ("CPUExecutionProvider",), *, precision: str = "fp32"
+        self,
+        model: Path,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        *,
+        precision: str = "fp32",
+        optimise: bool = True,
     ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise BackendError(f"onnxruntime can't be imported ({error}): pip install onnxruntime") from error
+        if precision == "bf16" and tuple(providers) == ("CPUExecutionProvider",):
+            raise BackendError(
+                f"ONNX Runtime's CPU provider has no bfloat16 for {model.name}: use OpenVINO or another provider."
+            )
         options = onnxruntime.SessionOptions()
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(model), options, providers=list(providers))
@@ -47,8 +58,11 @@ class OnnxRuntime:
         return f"ONNX Runtime {self._version}, {', '.join(self._providers)}, {computed}"
 
     def run(self, feeds: Arrays, output: str) -> Array:
+        return self.run_all(feeds, [output])[0]
+
+    def run_all(self, feeds: Arrays, outputs: Sequence[str]) -> list[Array]:
         try:
-            return np.asarray(self._session.run([output], dict(feeds))[0])
+            return [np.asarray(each) for each in self._session.run(list(outputs), dict(feeds))]
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed to run: {_line(error)}") from error
 

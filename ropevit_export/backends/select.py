@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ropevit_export.backends.base import Builder, Runner
+from ropevit_export.backends.emulation import Emulated
 from ropevit_export.backends.onnxruntime import OnnxRuntime
 from ropevit_export.backends.openvino import OpenVino
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
@@ -16,6 +17,16 @@ from ropevit_export.errors import BackendError, UsageError
 BUILDERS: dict[str, Callable[[], Builder]] = {"tensorrt-rtx": TensorRtRtx}
 CHOICES = ("auto", "none", *BUILDERS)
 RUNNERS: dict[str, Callable[..., Runner]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+
+
+def checkers(model: Path, precision: str) -> Iterator[Runner]:
+    """What an ONNX file is compared with the reference on, one after the other: ONNX Runtime as users run it and, where
+    that does not compute in the graph's own precision, arithmetic that does.
+    """
+    if precision != "bf16":
+        yield OnnxRuntime(model, precision=precision)
+    if precision in ("fp16", "bf16"):
+        yield Emulated(model, precision=precision)
 
 
 def runner(backend: str, model: Path, precision: str, **options: Any) -> Runner:

@@ -43,6 +43,8 @@ class TensorRtRtx:
             )
         if "75" in spec.targets and spec.precision == "fp32":
             raise UsageError("SM 75 (Turing) has no float32 matrix product in TensorRT-RTX: use --precision fp16.")
+        if "75" in spec.targets and spec.precision == "bf16":
+            raise UsageError("SM 75 (Turing) has no bfloat16: use --precision fp16.")
 
     def build(self, onnx: Path, spec: EngineSpec) -> Plan:
         """Compile the ONNX file; minutes at most, no GPU needed. Raises BackendError with the builder's own words."""

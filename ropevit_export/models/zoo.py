@@ -1,4 +1,5 @@
-"""The 24 models of "Rotary Position Embedding for Vision Transformer" (Heo et al., ECCV 2024, arXiv:2403.13298).
+"""The 24 models of "Rotary Position Embedding for Vision Transformer" (Heo et al., ECCV 2024, arXiv:2403.13298), and a
+small example whose trained weights are in this package.
 
 Rows of data, no torch: `--help` and `models` read this file.
 """
@@ -74,9 +75,28 @@ MODELS: tuple[ModelSpec, ...] = (
     *(_swin(prefix, size) for size in _SWIN for prefix in _SWIN_KINDS),
 )
 
+# Ten digits of scikit-learn at 32x32: enough to measure accuracy on any machine, without a hub. See digits/README.md.
+DIGITS = ModelSpec(
+    name="rope_mixed_deit_digits",
+    short="rope_mixed_deit_digits",
+    timm=None,
+    family="deit",
+    rope=RopeSpec(kind="mixed", theta=10.0),
+    ape=False,
+    patch=4,
+    dims=(48,),
+    depths=(4,),
+    heads=(3,),
+    hub=(),
+    classes=10,
+    packaged="0" * 64,
+)
+
+EXAMPLES: tuple[ModelSpec, ...] = (DIGITS,)
+
 _BY_NAME = {
     name: spec
-    for spec in MODELS
+    for spec in (*MODELS, *EXAMPLES)
     for name in (spec.name, spec.short, spec.timm, spec.timm and spec.rope.kind != "none" and spec.timm + _TIMM_TAG)
     if name
 }

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from ropevit_export.passes.precision import ToFloat16
+from ropevit_export.passes.places import probed, refuse_overflow
+from ropevit_export.passes.precision import POLICIES, ToHalf
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
 from ropevit_export.passes.verify import verify
 from ropevit_export.values import Graph, PassRecord, Precision
+
+__all__ = ["DEFAULT", "apply", "convert", "probed", "refuse_overflow", "run", "simplify"]
 
 DEFAULT: tuple[type[ir.passes.PassBase], ...] = (
     common.ClearMetadataAndDocStringPass,  # traces and paths of the machine that traced
@@ -32,13 +35,23 @@ DEFAULT: tuple[type[ir.passes.PassBase], ...] = (
 )
 
 
-def run(graph: Graph, precision: Precision) -> Graph:
-    """All passes for a precision, then the check that the result is legal (`verify.py`)."""
-    steps: list[ir.passes.PassBase] = [step() for step in DEFAULT]
-    if precision == "fp16":
-        steps += [ToFloat16(), common.DeduplicateHashedInitializersPass()]  # rounding can make tensors equal
-    elif precision != "fp32":
-        raise ValueError(precision)
+def run(graph: Graph, precision: Precision = "fp32") -> Graph:
+    """A traced graph to a finished one of a precision."""
+    return convert(simplify(graph), precision)
+
+
+def simplify(graph: Graph) -> Graph:
+    """All passes but the last, in float32, then the check that the result is legal (`verify.py`)."""
+    graph = apply(graph, [step() for step in DEFAULT])
+    verify(graph)
+    return graph
+
+
+def convert(graph: Graph, precision: Precision) -> Graph:
+    """A finished float32 graph to another precision, checked again. The graph given is used up."""
+    if precision == "fp32":
+        return graph
+    steps = [ToHalf(POLICIES[precision]), common.DeduplicateHashedInitializersPass()]  # rounding can make tensors equal
     graph = apply(graph, steps)
     verify(graph)
     return graph

@@ -2,47 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from ropevit_export.errors import PassError
+from ropevit_export.values import Precision
 
-_HALF_MAX = float(np.finfo(np.float16).max)
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """What a 16-bit graph computes in its own format, and what it leaves in float32.
 
-class ToFloat16(ir.passes.InPlacePass):
-    """Float32 weights, tables and values become float16; the graph's inputs and outputs keep their types, behind casts.
-
-    What is computed from shapes and constants alone, the tables of a graph of dynamic size, stays float32 up to where
-    it meets the image. What stays sane by the operators' own definitions: LayerNormalization computes mean and variance
-    in float32 (`stash_type` 1), and runtimes accumulate MatMul and Softmax of float16 in float32. Constant tables are
-    rounded from the float32 ones, an error of 2e-4, which is below that of the float16 queries they turn.
-
-    Raises PassError where a weight is too large for float16, by name: it would become infinity.
+    `largest`: what the format can hold. `keep`: prefixes of parameters whose operations stay float32, with the reason.
     """
+
+    precision: Precision
+    dtype: ir.DataType
+    largest: float
+    keep: Mapping[str, str] = field(default_factory=dict)
+
+
+# What needs no exception, in either format: LayerNormalization computes mean and variance in float32 by its own
+# definition (`stash_type` 1); runtimes accumulate matrix products and fused attention, softmax included, in float32,
+# and a cast before the softmax would stop that fusion; rounded rotary tables err no more than the queries they turn
+# (2e-4 in float16, 2e-3 in bfloat16); tables of a graph of any size are computed in float32, up to where they meet the
+# image.
+POLICIES: dict[Precision, Policy] = {
+    "fp16": Policy(precision="fp16", dtype=ir.DataType.FLOAT16, largest=float(np.finfo(np.float16).max)),
+    "bf16": Policy(
+        precision="bf16",
+        dtype=ir.DataType.BFLOAT16,
+        largest=float(np.finfo(np.float32).max),
+        keep={
+            "embed": "ONNX has no bfloat16 convolution before opset 22",
+            "head": "with 8 bits a logit, close classes become ties; one token's product costs nothing",
+        },
+    ),
+}
+
+
+class ToHalf(ir.passes.InPlacePass):
+    """Float32 weights, tables and values become the policy's format; the graph's inputs and outputs keep their types.
+
+    Raises PassError where a weight is too large for the format, by name: it would become infinity.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         data = _data_nodes(graph)
-        for value in list(graph.initializers.values()):
-            if value.dtype == ir.DataType.FLOAT and any(node in data for node, _ in value.uses()):
-                value.const_value = _half(value)
-                value.dtype = ir.DataType.FLOAT16
-        floats = [value for value in graph.inputs if value.dtype == ir.DataType.FLOAT]
-        for node in data:
-            _retype(node)
-        for value in floats:
-            _cast_input(graph, value)
-        for node in list(graph):
-            if node not in data and any(user in data for output in node.outputs for user, _ in output.uses()):
-                _cast_table(graph, node, data)
+        wanted = {node: self._dtype(node, node in data) for node in graph}
+        casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        for node, dtype in wanted.items():
+            for index, value in enumerate(node.inputs):
+                if node.op_type != "Shape" and value is not None and _is_float(value) and value.dtype != dtype:
+                    node.replace_input_with(index, self._converted(graph, value, dtype, casts))
+            _retype(node, dtype)
         for index, value in enumerate(graph.outputs):
-            if value.dtype == ir.DataType.FLOAT16:
+            if value.dtype == self.policy.dtype:
                 graph.outputs[index] = _cast_output(graph, value)
+        for value in [value for value in graph.initializers.values() if not value.uses()]:
+            del graph.initializers[value.name or ""]
         graph.sort()
         return ir.passes.PassResult(model, modified=True)
+
+    def _dtype(self, node: ir.Node, is_data: bool) -> ir.DataType:
+        """What a node computes in. An operation on a kept parameter keeps float32."""
+        names = [value.name or "" for value in node.inputs if value is not None and value.is_initializer()]
+        kept = any(name.startswith(f"{prefix}.") for name in names for prefix in self.policy.keep)
+        return self.policy.dtype if is_data and not kept else ir.DataType.FLOAT
+
+    def _converted(
+        self, graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]
+    ) -> ir.Value:
+        """The value in another format: a rounded initializer, or the output of a Cast beside the value's source."""
+        if (value, dtype) not in casts:
+            if value.is_initializer():
+                casts[value, dtype] = self._rounded(graph, value)
+            else:
+                node, casts[value, dtype] = _cast(value, dtype)
+                source = value.producer()
+                if source is None:
+                    graph.insert_before(graph[0], node)
+                else:
+                    graph.insert_after(source, node)
+        return casts[value, dtype]
+
+    def _rounded(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        largest = float(np.abs(array).max(initial=0.0))
+        if largest > self.policy.largest:
+            raise PassError(
+                f"{value.name} holds {largest:.3g}, {self.policy.precision} ends at {self.policy.largest:.0f}: use "
+                "--precision bf16 or fp32 for this model."
+            )
+        name = f"{value.name}_{self.policy.precision}" if len(_users(value)) > 1 else value.name
+        rounded = ir.tensor(array.astype(self.policy.dtype.numpy()), dtype=self.policy.dtype, name=name)
+        if name == value.name:
+            del graph.initializers[value.name or ""]
+        made = ir.Value(name=name, const_value=rounded, type=ir.TensorType(self.policy.dtype), shape=value.shape)
+        graph.register_initializer(made)
+        return made
 
 
 def _data_nodes(graph: ir.Graph) -> dict[ir.Node, None]:
@@ -56,57 +123,37 @@ def _data_nodes(graph: ir.Graph) -> dict[ir.Node, None]:
     return nodes
 
 
-def _half(value: ir.Value) -> ir.TensorProtocol:
-    assert value.const_value is not None
-    array = value.const_value.numpy()
-    largest = float(np.abs(array).max(initial=0.0))
-    if largest > _HALF_MAX:
-        raise PassError(
-            f"{value.name} holds {largest:.3g}, float16 ends at {_HALF_MAX:.0f}: use --precision fp32 for this model."
-        )
-    return ir.Tensor(array.astype(np.float16), name=value.name)
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point()
 
 
-def _retype(node: ir.Node) -> None:
+def _users(value: ir.Value) -> set[ir.Node]:
+    return {user for user, _ in value.uses()}
+
+
+def _retype(node: ir.Node, dtype: ir.DataType) -> None:
     target = node.attributes.get("to")
     if node.op_type == "Cast" and target is not None and target.as_int() == ir.DataType.FLOAT:
-        node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
+        node.attributes["to"] = ir.AttrInt64("to", dtype)
     for output in node.outputs:
         if output.dtype == ir.DataType.FLOAT:
-            output.dtype = ir.DataType.FLOAT16
+            output.dtype = dtype
 
 
-def _cast_input(graph: ir.Graph, value: ir.Value) -> None:
-    users = [(user, index) for user, index in value.uses() if user.op_type != "Shape"]
-    cast, half = _cast(value)
-    for user, index in users:
-        user.replace_input_with(index, half)
-    graph.insert_before(graph[0], cast)
-
-
-def _cast(value: ir.Value) -> tuple[ir.Node, ir.Value]:
-    """A node that rounds the value to float16, and its output."""
-    cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT16}, name=f"{value.name}_to_fp16")
-    half = cast.outputs[0]
-    half.name, half.dtype, half.shape = f"{value.name}_fp16", ir.DataType.FLOAT16, value.shape
-    return cast, half
-
-
-def _cast_table(graph: ir.Graph, node: ir.Node, data: Container[ir.Node]) -> None:
-    for value in node.outputs:
-        users = [(user, index) for user, index in value.uses() if user in data]
-        if value.dtype == ir.DataType.FLOAT and users:
-            cast, half = _cast(value)
-            for user, index in users:
-                user.replace_input_with(index, half)
-            graph.insert_after(node, cast)
+def _cast(value: ir.Value, dtype: ir.DataType) -> tuple[ir.Node, ir.Value]:
+    """A node that turns the value into another format, and its output."""
+    short = dtype.short_name()
+    node = ir.node("Cast", [value], attributes={"to": dtype}, name=f"{value.name}_to_{short}")
+    cast = node.outputs[0]
+    cast.name, cast.dtype, cast.shape = f"{value.name}_{short}", dtype, value.shape
+    return node, cast
 
 
 def _cast_output(graph: ir.Graph, value: ir.Value) -> ir.Value:
     name = value.name
-    value.name = f"{name}_fp16"
-    cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT}, name=f"{name}_to_fp32")
-    single = cast.outputs[0]
-    single.name, single.dtype, single.shape = name, ir.DataType.FLOAT, value.shape
-    graph.append(cast)
+    assert value.dtype is not None
+    value.name = f"{name}_{value.dtype.short_name()}"
+    node, single = _cast(value, ir.DataType.FLOAT)
+    single.name = name
+    graph.append(node)
     return single

@@ -1,0 +1,73 @@
+"""16-bit arithmetic on a CPU that has none: computed in float32, every result rounded.
+
+ONNX Runtime's CPU provider runs a float16 graph mostly in float32, so an overflow passes it, and a bfloat16 graph not
+at all. Rounding each result as the graph's own format would is what a GPU does, which accumulates in float32 too; here
+attention scores and probabilities are rounded as well, which fused attention keeps in float32.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from ropevit_export.backends.onnxruntime import OnnxRuntime
+
+if TYPE_CHECKING:
+    from ropevit_export.values import Array, Arrays
+
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_NAMES = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+class Emulated:
+    """A 16-bit graph whose every result is rounded to its own format."""
+
+    def __init__(self, model: Path, *, precision: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "emulated.onnx"
+            ir.save(rounded(ir.load(model)), path, external_data="emulated.data")
+            # A session's own optimisation may drop a pair of casts.
+            self._session = OnnxRuntime(path, optimise=False)
+        self._rounded = _NAMES[precision]
+
+    @property
+    def describe(self) -> str:
+        return f"{self._session.describe}, every result rounded to {self._rounded}"
+
+    def run(self, feeds: Arrays, output: str) -> Array:
+        return self._session.run(feeds, output)
+
+
+def rounded(model: ir.Model) -> ir.Model:
+    """The model in float32, with what it computes in 16 bits rounded to them. The model given is used up."""
+    graph = model.graph
+    for value in graph.initializers.values():
+        if value.dtype in _HALVES and value.const_value is not None:
+            array = value.const_value.numpy().astype(np.float32)
+            value.const_value = ir.tensor(array, name=value.name)
+            value.dtype = ir.DataType.FLOAT
+    for node in list(graph):
+        for value in node.outputs:
+            if value.dtype in _HALVES:
+                _round(graph, node, value)
+        target = node.attributes.get("to")
+        if node.op_type == "Cast" and target is not None and target.as_int() in _HALVES:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+    return model
+
+
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    assert value.dtype is not None
+    users = list(value.uses())
+    down = ir.node("Cast", [value], attributes={"to": value.dtype})
+    up = ir.node("Cast", [down.outputs[0]], attributes={"to": ir.DataType.FLOAT})
+    down.outputs[0].name, up.outputs[0].name = f"{value.name}.narrow", f"{value.name}.rounded"
+    down.outputs[0].dtype, up.outputs[0].dtype = value.dtype, ir.DataType.FLOAT
+    value.dtype = ir.DataType.FLOAT
+    for user, index in users:
+        user.replace_input_with(index, up.outputs[0])
+    graph.insert_after(node, [down, up])
