@@ -386,6 +386,8 @@ class Request:
             self.model.check(resolution)
         if self.revision and self.weights not in ("auto", "pretrained"):
             raise UsageError(f"--revision is of the hub, but the weights are {self.weights}: leave one out.")
+        if self.revision and self.model.packaged:
+            raise UsageError(f"--revision is of the hub, but {self.model.short} is in this package: leave it out.")
         if self.targets and set(self.engines) == {"none"}:
             raise UsageError("--sm chooses an engine's targets, but --engine none builds none: leave one out.")
         if self.rope != "baked" and self.model.family == "swin":

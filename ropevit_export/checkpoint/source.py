@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 from ropevit_export.checkpoint import file, hub
 from ropevit_export.errors import CheckpointError, HubUnreachableError
-from ropevit_export.values import Checkpoint, Request
+from ropevit_export.values import Checkpoint, ModelSpec, Request
+
+PACKAGED = Path(__file__).parents[1] / "models" / "digits" / "weights.safetensors"
 
 
 def load(request: Request, random: Callable[[], Checkpoint]) -> Checkpoint:
@@ -20,9 +23,22 @@ def load(request: Request, random: Callable[[], Checkpoint]) -> Checkpoint:
         return random()
     if request.weights not in ("auto", "pretrained"):
         return file.read(Path(request.weights).expanduser())
+    if request.model.packaged is not None:
+        return _packaged(request.model, request.model.packaged)
     try:
         return hub.fetch(request.model.hub, request.revision)
     except HubUnreachableError as error:
         if request.weights == "auto":
             return random()
         raise CheckpointError(f"{error} --weights pretrained needs a connection, or give a file.") from error
+
+
+def _packaged(model: ModelSpec, sha256: str) -> Checkpoint:
+    """The weights that this package carries, as they were when the model's row was written."""
+    found = file.read(PACKAGED)
+    if found.sha256 != sha256:
+        raise CheckpointError(
+            f"the packaged weights of {model.short} have SHA-256 {found.sha256[:12]}…, needed {sha256[:12]}…: "
+            "install the package again."
+        )
+    return dataclasses.replace(found, source=f"ropevit-export, {PACKAGED.parent.name}/{PACKAGED.name}")

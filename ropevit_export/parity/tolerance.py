@@ -9,7 +9,7 @@ turned, absolute embedding antialiased (the mildest: 224 to 208).
 |---|---|---|
 | fp32 | 5e-6, 1 - cosine below 1e-9 | 1.9e-2, 1 - cosine 1.5e-5 |
 | fp16 | 6.6e-3, 1 - cosine 1.5e-6 | the same |
-| bf16 | 5.0e-2, 1 - cosine 8.7e-5 | not judged by it: the mildest are below its rounding |
+| bf16 | 5.0e-2, 1 - cosine 8.7e-5 (10 classes: 2.1e-4) | not judged by it: the mildest are below its rounding |
 
 A 16-bit graph is judged twice: before it is rounded, by fp32's limits, which catch every wrong model; and after, by
 its own, which then tell rounding from a conversion gone wrong.
@@ -33,5 +33,5 @@ class Tolerance:
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(relative=1e-4, cosine=0.99999999),
     "fp16": Tolerance(relative=1.5e-2, cosine=0.99999),
-    "bf16": Tolerance(relative=1.2e-1, cosine=0.9998),
+    "bf16": Tolerance(relative=1.5e-1, cosine=0.9993),
 }

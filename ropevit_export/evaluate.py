@@ -1,0 +1,264 @@
+"""`eval`: how often a bundle's graphs are right, beside PyTorch with the same weights, image by image.
+
+Images go through the bundle's own preprocessing. The difference to PyTorch is paired: both saw the same images, so its
+standard error is that of the images on which they disagree, far below the error of either accuracy.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ropevit_export.backends.select import checkers, runner
+from ropevit_export.bundle import manifest
+from ropevit_export.errors import InputError
+from ropevit_export.models.zoo import DIGITS, find_model
+from ropevit_export.parity import samples
+from ropevit_export.preprocess import crop, normalise
+from ropevit_export.runtime import host_inputs
+from ropevit_export.values import Preprocess, Request, Resolution
+
+if TYPE_CHECKING:
+    from ropevit_export.backends.base import Runner
+    from ropevit_export.values import Array, Arrays, FloatArray
+
+BUILT_IN = "digits"
+IMAGENET_CLASSES = 1000
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_BATCH = 32
+_MODELS = Path(__file__).parent / "models"
+
+Answer = Callable[[npt.NDArray[np.uint8]], "Array"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelled:
+    """Images, opened by their number, and their classes. `imagenet`: ImageNet-1k's 1000 folders, nXXXXXXXX."""
+
+    labels: npt.NDArray[np.int64]
+    open: Callable[[int], Image.Image]
+    imagenet: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accuracy:
+    """One contender at one size. Percent; `difference` to PyTorch in points, with its standard error.
+
+    `top5`: None where there are no more than five classes. `published`: the authors' top-1, where the data is ImageNet.
+    """
+
+    contender: str
+    runtime: str
+    resolution: tuple[int, int]
+    images: int
+    top1: float
+    top5: float | None
+    difference: float
+    standard_error: float
+    published: float | None
+
+
+def labelled(data: str, classes: int) -> Labelled:
+    """The built-in digits, or a folder with one folder a class (ImageNet's layout), in the order of their names."""
+    if data == BUILT_IN:
+        return _digits(classes)
+    root = Path(data).expanduser()
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if len(folders) != classes:
+        raise InputError(
+            f"{root} has {len(folders)} folders, the bundle's model has {classes} classes: needs one folder a class."
+        )
+    files = [(path, index) for index, folder in enumerate(folders) for path in sorted(folder.iterdir())
+             if path.suffix.lower() in _SUFFIXES]  # fmt: skip
+    if not files:
+        raise InputError(f"{root} holds no images ({', '.join(_SUFFIXES)}) in its {classes} folders.")
+
+    def opened(index: int) -> Image.Image:
+        path, _ = files[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except OSError as error:  # PIL's own are of it
+            raise InputError(f"{path} can't be read as an image: {error}.") from error
+
+    named = all(folder.name[:1] == "n" and folder.name[1:].isdigit() for folder in folders)
+    labels = np.array([label for _, label in files])
+    return Labelled(labels=labels, open=opened, imagenet=named and classes == IMAGENET_CLASSES)
+
+
+def _digits(classes: int) -> Labelled:
+    if classes != DIGITS.classes:
+        raise InputError(
+            f"--data {BUILT_IN} has {DIGITS.classes} classes, the bundle's model {classes}: give a folder."
+        )
+    with np.load(_MODELS / "digits" / "test.npz") as held_out:
+        images, labels = held_out["images"], held_out["labels"].astype(np.int64)
+    return Labelled(labels=labels, open=lambda index: Image.fromarray(images[index]), imagenet=False)
+
+
+def published(model: str, resolution: Resolution) -> float | None:
+    """The authors' ImageNet top-1 in percent, where they give one for the size (Heo et al., ECCV 2024)."""
+    with (_MODELS / "accuracy.csv").open(encoding="utf-8") as stream:
+        rows = csv.DictReader(line for line in stream if not line.startswith("#"))
+        found = next((row.get(f"top1_{resolution}") for row in rows if row["model"] == model), None)
+    return float(found) if found else None
+
+
+def evaluate(
+    bundle: Path,
+    data: str,
+    *,
+    weights: str | None = None,
+    backend: str | None = None,
+    resolution: Resolution | None = None,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, count: None,
+) -> list[Accuracy]:
+    """Accuracy of PyTorch and of every graph of a bundle at each size it names, or at one.
+
+    weights: where PyTorch has them from, if not from where the manifest says; must be the same. backend: what runs the
+    graphs; by default what `check` uses, which computes in the graph's own precision. limit: only that many images,
+    spread over all classes. Raises RopevitError.
+    """
+    listed = manifest.read(bundle)
+    if listed.output != "logits":
+        raise InputError(f"{bundle} gives {listed.output}: eval needs a bundle made with --output logits.")
+    everything = labelled(data, listed.classes)
+    count = len(everything.labels)
+    chosen = np.arange(count) if limit is None else np.unique(np.linspace(0, count - 1, min(limit, count)).astype(int))
+    sizes = _sizes(listed, resolution)
+    out: list[Accuracy] = []
+    for number, size in enumerate(sizes):
+        told = functools.partial(_told, progress, number * len(chosen), len(sizes) * len(chosen))
+        contenders = [("PyTorch", *_pytorch(listed, weights, size)), *_graphs(bundle, listed, size, backend)]
+        answers = _run(everything, chosen, size, listed, [answer for _, _, answer in contenders], told)
+        out += _rows(listed, contenders, answers, everything, chosen, size)
+    return out
+
+
+def _told(progress: Callable[[int, int], None], before: int, count: int, done: int) -> None:
+    progress(before + done, count)
+
+
+def _sizes(listed: manifest.Manifest, wanted: Resolution | None) -> list[Resolution]:
+    named = dict.fromkeys(pair for each in listed.artifacts if each.kind == "onnx" for pair in each.resolutions)
+    if wanted is None:
+        return [Resolution(height=height, width=width) for height, width in named]
+    pair = (wanted.height, wanted.width)
+    if pair not in named and not any(each.dynamic and each.dynamic.takes(*pair) for each in listed.artifacts):
+        raise InputError(f"no graph for {wanted.height}x{wanted.width} in this bundle.")
+    return [wanted]
+
+
+def _pytorch(listed: manifest.Manifest, weights: str | None, size: Resolution) -> tuple[str, Answer]:
+    """The unfolded model with the bundle's weights, float32."""
+    from ropevit_export.checkpoint import source
+    from ropevit_export.models import reference
+    from ropevit_export.models.adopt import adopt
+    from ropevit_export.models.initial import random_checkpoint
+    from ropevit_export.models.resize import resize
+
+    spec, entry = find_model(listed.model), listed.weights
+    seed = int((entry.revision or "seed 0").split()[-1]) if entry.source == "random" else 0
+    where = weights or ("random" if entry.source == "random" else "pretrained")
+    revision = entry.revision if where == "pretrained" and not spec.packaged else None
+    request = Request(model=spec, resolutions=(size,), weights=where, revision=revision)
+    checkpoint = source.load(request, lambda: random_checkpoint(spec, seed))
+    if checkpoint.sha256 != entry.sha256:
+        raise InputError(
+            f"the bundle was made from weights {entry.sha256[:12]}… ({entry.source}), found {checkpoint.sha256[:12]}… "
+            f"({checkpoint.source}): give the file with --weights PATH."
+        )
+    model = reference.build(spec, resize(spec, adopt(spec, checkpoint), size), size, listed.output)
+    call = reference.batch_runner(model, compiled=False)
+    preprocess = Preprocess(**listed.preprocess.model_dump())
+    return "PyTorch, float32", lambda pixels: call(normalise(pixels, preprocess))
+
+
+def _graphs(
+    bundle: Path, listed: manifest.Manifest, size: Resolution, backend: str | None
+) -> Iterator[tuple[str, str, Answer]]:
+    preprocess, pair = Preprocess(**listed.preprocess.model_dump()), (size.height, size.width)
+    for each in listed.artifacts:
+        if each.kind != "onnx" or not (pair in each.resolutions or (each.dynamic and each.dynamic.takes(*pair))):
+            continue
+        path, host = bundle / each.path, host_inputs(bundle, each)(size)
+        runners = [runner(backend, path, each.precision)] if backend else checkers(path, each.precision)
+        for session in runners:
+            yield each.path, session.describe, functools.partial(_answer, session, each, host, preprocess)
+
+
+def _answer(
+    session: Runner,
+    artifact: manifest.ArtifactEntry,
+    host: Arrays,
+    preprocess: Preprocess,
+    pixels: npt.NDArray[np.uint8],
+) -> Array:
+    """Logits for any number of images, in batches that the graph takes; the last is filled up and cut again."""
+    images = samples.feed(pixels, normalise(pixels, preprocess), preprocess)
+    step = max(artifact.batch.min, min(artifact.batch.max, _BATCH))
+    answers = []
+    for start in range(0, len(images), step):
+        part = images[start : start + step]
+        feeds = {artifact.inputs[0].name: np.resize(part, (step, *part.shape[1:])), **host}
+        answers.append(session.run(feeds, artifact.outputs[0].name)[: len(part)])
+    return np.concatenate(answers)
+
+
+def _run(
+    everything: Labelled,
+    chosen: npt.NDArray[np.int64],
+    size: Resolution,
+    listed: manifest.Manifest,
+    contenders: Sequence[Answer],
+    progress: Callable[[int], None],
+) -> list[FloatArray]:
+    """(images, classes) of each contender. Every image is opened and prepared once."""
+    preprocess = Preprocess(**listed.preprocess.model_dump())
+    answers: list[list[Array]] = [[] for _ in contenders]
+    for start in range(0, len(chosen), _BATCH):
+        part = chosen[start : start + _BATCH]
+        batch = np.stack([crop(everything.open(int(index)), preprocess, size) for index in part])
+        for mine, contender in zip(answers, contenders, strict=True):
+            mine.append(contender(batch))
+        progress(start + len(part))
+    return [np.concatenate(mine).astype(np.float32) for mine in answers]
+
+
+def _rows(
+    listed: manifest.Manifest,
+    contenders: Sequence[tuple[str, str, Answer]],
+    answers: Sequence[FloatArray],
+    everything: Labelled,
+    chosen: npt.NDArray[np.int64],
+    size: Resolution,
+) -> list[Accuracy]:
+    labels = everything.labels[chosen]
+    right = [(logits.argmax(1) == labels).astype(np.float64) for logits in answers]
+    rows = []
+    for (name, runtime, _), logits, mine in zip(contenders, answers, right, strict=True):
+        five = np.argpartition(logits, -5, axis=1)[:, -5:] if logits.shape[1] > 5 else None
+        gap = mine - right[0]
+        rows.append(
+            Accuracy(
+                contender=name,
+                runtime=runtime,
+                resolution=(size.height, size.width),
+                images=len(labels),
+                top1=100 * float(mine.mean()),
+                top5=None if five is None else 100 * float((five == labels[:, None]).any(1).mean()),
+                difference=100 * float(gap.mean()),
+                standard_error=100 * float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0,
+                published=published(listed.model, size) if everything.imagenet else None,
+            )
+        )
+    return rows
