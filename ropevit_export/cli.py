@@ -226,10 +226,20 @@ def models(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--by-layer", "layers", is_flag=True, help="Name the first block where a graph leaves PyTorch in float64."
+)
+@click.option("--weights", metavar="PATH|random", help="With --by-layer: PyTorch's, if not where the manifest says.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
-def check(bundle: Path, as_json: bool) -> None:
+def check(bundle: Path, layers: bool, weights: str | None, as_json: bool) -> None:
     """Verify a bundle's files, and its graphs against the reference outputs it carries."""
     from ropevit_export import check as checking
+
+    if weights and not layers:
+        raise UsageError("--weights is for --by-layer: check alone needs no PyTorch.")
+    if layers:
+        _check_by_layer(bundle, weights, as_json)
+        return
 
     with _quiet_libraries():
         reports = checking.check(bundle)
@@ -293,6 +303,26 @@ def bench(
         click.echo(text)
     else:
         _print_timings(result)
+
+
+def _check_by_layer(bundle: Path, weights: str | None, as_json: bool) -> None:
+    from ropevit_export.layers import by_layer
+
+    with _quiet_libraries():
+        found = by_layer(bundle, weights=weights)
+    if as_json:
+        rows = [{**dataclasses.asdict(each), "resolution": [each.resolution.height, each.resolution.width]}
+                for each in found]  # fmt: skip
+        click.echo(json.dumps({"bundle": str(bundle), "graphs": rows}))
+    else:
+        for each in found:
+            click.echo(f"{each.runtime}:")
+            for layer in each.errors:
+                click.echo(f"  {layer.place:24} {layer.error:.2e}{'  <- jump' if layer == each.jump else ''}")
+            click.echo(each.sentence())
+    jumps = [each for each in found if each.jump is not None]
+    if jumps:
+        raise ParityError(jumps[0].sentence())
 
 
 @cli.command(name="eval")

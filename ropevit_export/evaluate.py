@@ -20,11 +20,12 @@ from PIL import Image
 from ropevit_export.backends.select import checkers, runner
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import InputError
-from ropevit_export.models.zoo import DIGITS, find_model
+from ropevit_export.models.zoo import DIGITS
+from ropevit_export.original import reference_of
 from ropevit_export.parity import samples
 from ropevit_export.preprocess import crop, normalise
 from ropevit_export.runtime import host_inputs
-from ropevit_export.values import Preprocess, Request, Resolution
+from ropevit_export.values import Preprocess, Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Runner
@@ -160,27 +161,8 @@ def _sizes(listed: manifest.Manifest, wanted: Resolution | None) -> list[Resolut
 
 def _pytorch(listed: manifest.Manifest, weights: str | None, size: Resolution) -> tuple[str, Answer]:
     """The unfolded model with the bundle's weights, float32."""
-    from ropevit_export.checkpoint import source
-    from ropevit_export.models import reference
-    from ropevit_export.models.adopt import adopt
-    from ropevit_export.models.initial import random_checkpoint
-    from ropevit_export.models.resize import resize
-
-    spec, entry = find_model(listed.model), listed.weights
-    seed = int((entry.revision or "seed 0").split()[-1]) if entry.source == "random" else 0
-    where = weights or ("random" if entry.source == "random" else "pretrained")
-    revision = entry.revision if where == "pretrained" and not spec.packaged else None
-    request = Request(model=spec, resolutions=(size,), weights=where, revision=revision)
-    checkpoint = source.load(request, lambda: random_checkpoint(spec, seed))
-    if checkpoint.sha256 != entry.sha256:
-        raise InputError(
-            f"the bundle was made from weights {entry.sha256[:12]}… ({entry.source}), found {checkpoint.sha256[:12]}… "
-            f"({checkpoint.source}): give the file with --weights PATH."
-        )
-    model = reference.build(spec, resize(spec, adopt(spec, checkpoint), size), size, listed.output)
-    call = reference.batch_runner(model, compiled=False)
-    preprocess = Preprocess(**listed.preprocess.model_dump())
-    return "PyTorch, float32", lambda pixels: call(normalise(pixels, preprocess))
+    original, preprocess = reference_of(listed, size, weights), Preprocess(**listed.preprocess.model_dump())
+    return "PyTorch, float32", lambda pixels: original.run(normalise(pixels, preprocess))
 
 
 def _graphs(

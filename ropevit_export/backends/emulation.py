@@ -8,6 +8,7 @@ attention scores and probabilities are rounded as well, which fused attention ke
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,9 @@ class Emulated:
 
     def run(self, feeds: Arrays, output: str) -> Array:
         return self._session.run(feeds, output)
+
+    def run_all(self, feeds: Arrays, outputs: Sequence[str]) -> list[Array]:
+        return self._session.run_all(feeds, outputs)
 
 
 def rounded(model: ir.Model) -> ir.Model:

@@ -19,7 +19,7 @@ CHOICES = ("auto", "none", *BUILDERS)
 RUNNERS: dict[str, Callable[..., Runner]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
 
 
-def checkers(model: Path, precision: str) -> Iterator[Runner]:
+def checkers(model: Path, precision: str) -> Iterator[OnnxRuntime | Emulated]:
     """What an ONNX file is compared with the reference on, one after the other: ONNX Runtime as users run it and, where
     that does not compute in the graph's own precision, arithmetic that does.
     """

@@ -5,6 +5,7 @@ DeiT is timm's own module. RoPE-Swin, which timm lacks, is timm's Swin with the 
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from ropevit_export.models.rope_swin import RopeWindowAttention
 from ropevit_export.values import ModelSpec, Output, Resolution, Weights
 
 if TYPE_CHECKING:
-    from ropevit_export.values import FloatArray
+    from ropevit_export.values import Array, FloatArray
 
 
 class Reference(nn.Module):
@@ -130,6 +131,31 @@ def batch_runner(model: Reference, *, compiled: bool) -> Callable[[FloatArray], 
         return answer
 
     return run_batch
+
+
+def block_values(model: Reference, spec: ModelSpec, images: FloatArray) -> dict[str, Array]:
+    """What the model computes on the way, in float64, each (B, tokens, channels), in order: of every block its first
+    norm, the sum after attention, its second norm and its output, as `blocks.7.norm1`, `.attention`, `.norm2`, `.mlp`.
+    """
+    found: dict[str, Array] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor | None = None) -> None:
+            tensor = inputs[0] if output is None else output
+            found[name] = tensor.reshape(len(images), -1, tensor.shape[-1]).numpy()
+
+        return hook
+
+    double = copy.deepcopy(model).double()
+    for index, (prefix, _) in enumerate(spec.blocks):
+        block = double.model.get_submodule(prefix.rstrip("."))
+        block.norm1.register_forward_hook(keep(f"blocks.{index}.norm1"))
+        block.norm2.register_forward_pre_hook(keep(f"blocks.{index}.attention"))
+        block.norm2.register_forward_hook(keep(f"blocks.{index}.norm2"))
+        block.register_forward_hook(keep(f"blocks.{index}.mlp"))
+    with torch.inference_mode():
+        double(torch.from_numpy(images).double())
+    return found
 
 
 def run(model: Reference, images: FloatArray) -> FloatArray:

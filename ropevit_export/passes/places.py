@@ -56,6 +56,33 @@ def probed(model: ir.Model) -> tuple[ir.Model, list[Probe]]:
     return copy, probes
 
 
+def block_values(graph: ir.Graph) -> dict[str, ir.Value]:
+    """The values of a folded graph that `models.reference.block_values` has too, under the same names.
+
+    Found by who reads what, not by order: conversion may sort nodes anew.
+    """
+    norms = {
+        (node.inputs[1].name or "").removesuffix(".weight"): node
+        for node in graph
+        if node.op_type == "LayerNormalization" and node.inputs[1] is not None
+    }
+    found: dict[str, ir.Value] = {}
+    index = 0
+    while f"blocks.{index}.norm2" in norms:
+        block, first, second = f"blocks.{index}", norms[f"blocks.{index}.norm1"], norms[f"blocks.{index}.norm2"]
+        middle = second.inputs[0]
+        assert middle is not None
+        (total,) = (user for user, _ in middle.uses() if user.op_type == "Add")
+        found |= {
+            f"{block}.norm1": first.outputs[0],
+            f"{block}.attention": middle,
+            f"{block}.norm2": second.outputs[0],
+            f"{block}.mlp": total.outputs[0],
+        }
+        index += 1
+    return found
+
+
 # Images that nobody measured may reach further than the samples did.
 HEADROOM = 2.0
 

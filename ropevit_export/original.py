@@ -1,0 +1,59 @@
+"""The model that a bundle was made from, in PyTorch, with the bundle's own weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ropevit_export.bundle import manifest
+from ropevit_export.errors import InputError
+from ropevit_export.models.zoo import find_model
+from ropevit_export.values import ModelSpec, Request, Resolution
+
+if TYPE_CHECKING:
+    from ropevit_export.values import Array, FloatArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Original:
+    """The unfolded model at one size. `images` (B, 3, H, W), normalised."""
+
+    spec: ModelSpec
+    model: Any
+
+    def run(self, images: FloatArray) -> FloatArray:
+        from ropevit_export.models import reference
+
+        return reference.batch_runner(self.model, compiled=False)(images)
+
+    def block_values(self, images: FloatArray) -> dict[str, Array]:
+        from ropevit_export.models import reference
+
+        return reference.block_values(self.model, self.spec, images)
+
+
+def reference_of(listed: manifest.Manifest, size: Resolution, weights: str | None = None) -> Original:
+    """Weights from where the manifest says, or from `weights`, a path or "random".
+
+    Raises InputError where they are not the bundle's, by their SHA-256.
+    """
+    from ropevit_export.checkpoint import source
+    from ropevit_export.models import reference
+    from ropevit_export.models.adopt import adopt
+    from ropevit_export.models.initial import random_checkpoint
+    from ropevit_export.models.resize import resize
+
+    spec, entry = find_model(listed.model), listed.weights
+    is_random = entry.source == "random"
+    seed = int((entry.revision or "seed 0").split()[-1]) if is_random else 0
+    where = weights or ("random" if is_random else "pretrained")
+    revision = entry.revision if where == "pretrained" and not spec.packaged else None
+    request = Request(model=spec, resolutions=(size,), weights=where, revision=revision)
+    checkpoint = source.load(request, lambda: random_checkpoint(spec, seed))
+    if checkpoint.sha256 != entry.sha256:
+        raise InputError(
+            f"the bundle was made from weights {entry.sha256[:12]}… ({entry.source}), found {checkpoint.sha256[:12]}… "
+            f"({checkpoint.source}): give the file with --weights PATH."
+        )
+    sized = resize(spec, adopt(spec, checkpoint), size)
+    return Original(spec=spec, model=reference.build(spec, sized, size, listed.output))

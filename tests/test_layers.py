@@ -1,0 +1,91 @@
+"""`check --by-layer`: quiet on right graphs of every family and precision, and it names a planted fault."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from ropevit_export import cli
+from ropevit_export.errors import InputError
+from ropevit_export.layers import LayerError, by_layer, first_jump
+
+OPTIONS = ("--weights", "random", "--engine", "none", "-q")
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "blocks"),
+    [
+        ("swin_rope_mixed_tiny", ("--res", "64", "--batch", "2"), 12),
+        ("rope_mixed_ape_deit_small", ("--res", "48", "--rope", "inputs", "--precision", "fp16"), 12),
+        ("rope_mixed_deit_digits", ("--res", "32", "--precision", "bf16", "--pixels", "--batch", "1:2:3"), 4),
+        ("deit_small", ("--res", "64x32", "--output", "tokens"), 12),
+    ],
+)
+def test_a_right_graph_has_no_jump(model: str, options: tuple[str, ...], blocks: int, tmp_path: Path) -> None:
+    assert cli.run(["--model", model, *OPTIONS, *options, "--out", str(tmp_path / "b")]) == 0
+    for each in by_layer(tmp_path / "b"):
+        assert each.jump is None, each.sentence()
+        assert len(each.errors) == 4 * blocks
+        assert all(0 < layer.error < 0.1 for layer in each.errors)
+
+
+def plant(bundle: Path, name: str) -> None:
+    """Half of a weight's rows become zero, in the file."""
+    model = ir.load(bundle / "model-32.onnx")
+    tensor = model.graph.initializers[name].const_value
+    assert isinstance(tensor, ir.ExternalTensor)
+    array = tensor.numpy().copy()
+    array[: len(array) // 2] = 0
+    content = bytearray((bundle / "weights.data").read_bytes())
+    offset = tensor.offset or 0
+    del tensor, model
+    content[offset : offset + array.nbytes] = array.tobytes()
+    (bundle / "weights.data").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("weight", "place"),
+    [
+        ("blocks.7.attention.qkv.weight", "blocks.7.attention"),
+        ("blocks.7.attention.proj.weight", "blocks.7.attention"),
+        ("blocks.7.mlp.fc1.weight", "blocks.7.mlp"),
+        ("blocks.11.mlp.fc2.weight", "blocks.11.mlp"),
+        ("blocks.0.attention.qkv.weight", "blocks.0.attention"),
+        ("embed.weight", "blocks.0.norm1"),
+    ],
+)
+def test_a_planted_fault_is_named(
+    bundle: Path, weight: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(bundle, tmp_path / "b")
+    plant(tmp_path / "b", weight)
+    assert cli.run(["check", str(tmp_path / "b"), "--by-layer", "--json"]) == 3
+    out, err = capsys.readouterr()
+    (graph,) = json.loads(out)["graphs"]
+    assert graph["jump"]["place"] == place
+    assert f"at {place}" in err
+    assert cli.run(["check", str(tmp_path / "b")]) == 1  # the hashes alone say that something is wrong
+    assert "weights.data has SHA-256" in capsys.readouterr().err
+
+
+def test_a_jump_is_out_of_proportion_to_everything_before() -> None:
+    def layers(*errors: float) -> list[LayerError]:
+        return [LayerError(artifact="", runtime="", place=str(at), error=error) for at, error in enumerate(errors)]
+
+    assert first_jump(layers(1e-7, 3e-7, 9e-7, 3e-6, 2e-5), "fp32") is None  # it grows
+    jump = first_jump(layers(1e-7, 3e-7, 1e-4, 1e-1), "fp32")
+    assert jump is not None
+    assert jump.place == "2"
+    broken = first_jump(layers(1e-7, np.nan), "fp32")
+    assert broken is not None
+    assert first_jump(layers(1e-4), "fp16") is None
+
+
+def test_other_weights_than_the_bundles_are_refused(bundle: Path) -> None:
+    with pytest.raises(InputError, match=r"the bundle was made from weights .* give the file with --weights PATH"):
+        by_layer(bundle, weights=str(Path(__file__).parents[1] / "ropevit_export/models/digits/weights.safetensors"))
