@@ -9,7 +9,7 @@ import logging
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ropevit_export import census
 from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, staging
 from ropevit_export.errors import ParityError
 from ropevit_export.parity import compare, samples
@@ -114,6 +115,7 @@ class _Export:
         self.parity: list[compare.ParityReport] = []
         self.files: list[manifest.FileEntry] = []
         self.notes: list[str] = []
+        self.products: dict[str, Mapping[str, str]] = {}  # what each product of a graph must run in
         self.weight_file = onnx_file.WeightFile(path=folder / "weights.data")
         self.served: list[manifest.FileEntry] = []  # files that every artifact needs beside it
 
@@ -262,6 +264,8 @@ class _Export:
         limits = _limits(request, io) if io.any_size else {}
         metadata = onnx_file.metadata(request.model, request.rope, request.preprocess, facts)
         onnx_file.write(graph, path, self.weight_file, metadata | limits)
+        counted, self.products[path.name] = census.of_graph(path, request.precision)
+        counted.require(path.name, request.precision)
         self.artifacts.append(
             manifest.ArtifactEntry(
                 kind="onnx",
@@ -275,6 +279,7 @@ class _Export:
                 precision=request.precision,
                 inputs=tuple(manifest.TensorEntry(**dataclasses.asdict(each)) for each in io.inputs),
                 outputs=(manifest.TensorEntry(**dataclasses.asdict(output)),),
+                census=_census_entries(counted),
             )
         )
         return path
@@ -314,6 +319,8 @@ class _Export:
             layers.write_text(
                 json.dumps({"built_with": plan.built_with, "layers": plan.layers}, indent=1) + "\n", "utf-8"
             )
+            counted = census.of_engine(plan.layers, self.products[source.path])
+            counted.require(path.name, self.request.precision)
             note(f"{len(plan.layers)} kernels, {len(plan.data) / 1e6:.0f} MB, SM {', '.join(plan.targets)}")
         self.notes.append(_engine_note(path.name, plan))
         self.artifacts.append(
@@ -325,6 +332,7 @@ class _Export:
                     "built_with": plan.built_with,
                     "targets": plan.targets,
                     "files": (_file("layers", layers),),
+                    "census": _census_entries(counted),
                     "profiles": tuple((each.resolution.height, each.resolution.width) for each in spec.profiles),
                 }
             )
@@ -464,6 +472,12 @@ def parity_entry(each: compare.ParityReport) -> manifest.ParityEntry:
         metrics=dataclasses.asdict(each.metrics),
         tolerance=dataclasses.asdict(each.tolerance),
         passed=each.passed,
+    )
+
+
+def _census_entries(counted: census.Census) -> tuple[manifest.CensusEntry, ...]:
+    return tuple(
+        manifest.CensusEntry(format=name, **dataclasses.asdict(count)) for name, count in sorted(counted.counts.items())
     )
 
 

@@ -81,6 +81,18 @@ class FileEntry(_Strict):
     sha256: str = Sha256
 
 
+class CensusEntry(_Strict):
+    """What runs in one number format: nodes of a graph or kernels of an engine; of these products (matrix products and
+    convolutions); bytes of a graph's weights, or of what an engine reads and writes in one inference where shapes are
+    static.
+    """
+
+    format: str
+    operations: int
+    products: int
+    bytes: int
+
+
 class ArtifactEntry(_Strict):
     """`targets`: compute capabilities an engine runs on. `files`: what must lie beside it.
 
@@ -100,6 +112,7 @@ class ArtifactEntry(_Strict):
     files: tuple[FileEntry, ...] = ()
     dynamic: DynamicEntry | None = None
     profiles: tuple[Size, ...] = ()
+    census: tuple[CensusEntry, ...] = ()
 
 
 class ParityEntry(_Strict):

@@ -31,6 +31,16 @@ def render(
         "|---|---|---|---|---|",
         *(_artifact(each) for each in artifacts),
         "",
+        "## Computed in",
+        "",
+        "| artifact | format | operations | of these products | MB: weights of a graph, traffic of an engine |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {each.path} | {count.format} | {count.operations} | {count.products} | {count.bytes / 1e6:.1f} |"
+            for each in artifacts
+            for count in each.census
+        ),
+        "",
         "## Parity",
         "",
         "| artifact | size | batch | max abs | mean abs | over rms | limit | cosine | top-1 | NaN, Inf | verdict |",

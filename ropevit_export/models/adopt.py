@@ -9,7 +9,7 @@ import torch
 
 from ropevit_export.errors import CheckpointError
 from ropevit_export.models import layout
-from ropevit_export.models.zoo import MODELS
+from ropevit_export.models.zoo import EXAMPLES, MODELS
 from ropevit_export.values import Checkpoint, ModelSpec, Weights
 
 _NAMES_SHOWN = 6
@@ -127,7 +127,7 @@ def _named(problem: str, names: Iterable[str | None]) -> str | None:
 
 def _owner(wanted: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> str:
     """A hint when the tensors are exactly another model's, or more than one's: a table leaves no trace in a file."""
-    owners = [spec for spec in MODELS if _owns(spec, tensors)]
+    owners = [spec for spec in (*MODELS, *EXAMPLES) if _owns(spec, tensors)]
     if not owners or wanted in owners:
         return ""
     names, shorts = (" or ".join(each) for each in zip(*((spec.name, spec.short) for spec in owners), strict=True))

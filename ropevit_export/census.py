@@ -1,0 +1,134 @@
+"""What an artifact computes in, counted from the artifact itself: tools have written fp16 on engines that ran float32.
+
+A product is a matrix product or a convolution: nearly all of the work, and what a precision is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ropevit_export.errors import BackendError
+from ropevit_export.passes.places import places
+from ropevit_export.passes.precision import POLICIES
+from ropevit_export.values import Precision
+
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+_NOT_COMPUTED = frozenset({"Cast", "Constant", "Identity", "Shape", "QuantizeLinear", "DequantizeLinear"})
+_ONNX = {
+    ir.DataType.FLOAT: "fp32",
+    ir.DataType.FLOAT16: "fp16",
+    ir.DataType.BFLOAT16: "bf16",
+    ir.DataType.INT8: "int8",
+    ir.DataType.FLOAT8E4M3FN: "fp8",
+}
+# TensorRT's name, and bytes of a value
+_TENSORRT = {"Float": ("fp32", 4), "Half": ("fp16", 2), "BFloat16": ("bf16", 2), "Int8": ("int8", 1), "FP8": ("fp8", 1)}
+_OTHER_BYTES = {"Int32": 4, "Int64": 8, "UInt8": 1, "Bool": 1}
+# Kernels that multiply; generated ones only move and combine, apart from fused attention.
+_MULTIPLYING = frozenset({"runtime_fusion", "gemm", "correlation"})
+
+
+@dataclass(kw_only=True, slots=True)
+class Count:
+    """Of one format. operations: nodes or kernels with such a result. products: of these, by what they multiply.
+
+    bytes: a graph's weights, or what an engine's kernels read and write in one inference, but for tensors whose shape
+    depends on the input.
+    """
+
+    operations: int = 0
+    products: int = 0
+    bytes: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class Census:
+    """Counts by format. `faults`: products that run in another format than the policy of the precision says."""
+
+    counts: dict[str, Count] = field(default_factory=lambda: defaultdict(Count))
+    faults: list[str] = field(default_factory=list)
+
+    def require(self, artifact: str, precision: Precision) -> None:
+        """Raise BackendError where the artifact does not compute in what was asked for."""
+        if self.faults or not self.counts[precision].products:
+            reason = "; ".join(self.faults[:3]) or "no product runs in it"
+            raise BackendError(
+                f"{artifact} was asked for in {precision}, but {len(self.faults)} products are not: {reason}."
+            )
+
+
+def of_graph(path: Path, precision: Precision) -> tuple[Census, Mapping[str, str]]:
+    """The census of an ONNX file, and what each product node must run in, by its name."""
+    graph = ir.load(path).graph
+    census, wanted = Census(), {}
+    kept = POLICIES[precision].keep if precision in POLICIES else {}
+    for node, place in places(graph).items():
+        result = _ONNX.get(node.outputs[0].dtype or ir.DataType.UNDEFINED)
+        if result is None or node.op_type in _NOT_COMPUTED:
+            continue
+        if node.op_type not in _PRODUCTS:
+            census.counts[result].operations += 1
+            continue
+        taken = _multiplied(node)
+        census.counts[taken].operations += 1
+        census.counts[taken].products += 1
+        wanted[node.name or ""] = "fp32" if place in kept else precision
+        if taken != wanted[node.name or ""]:
+            census.faults.append(f"{place} ({node.op_type}) runs in {taken}")
+    for value in graph.initializers.values():
+        if (name := _ONNX.get(value.dtype or ir.DataType.UNDEFINED)) and value.const_value is not None:
+            census.counts[name].bytes += value.const_value.nbytes
+    return census, wanted
+
+
+def _multiplied(node: ir.Node) -> str:
+    """The format of what a product multiplies; 8-bit values come out of a DequantizeLinear."""
+    value = node.inputs[0]
+    assert value is not None
+    source = value.producer()
+    if source is not None and source.op_type == "DequantizeLinear" and source.inputs[0] is not None:
+        value = source.inputs[0]
+    return _ONNX.get(value.dtype or ir.DataType.UNDEFINED, str(value.dtype))
+
+
+def of_engine(layers: Iterable[Mapping[str, Any]], wanted: Mapping[str, str]) -> Census:
+    """The census of an engine from its builder's layer report. `wanted`: of the ONNX file it was built from."""
+    census = Census()
+    for layer in layers:
+        tensors = [*layer["inputs"], *layer["constants"], *layer["outputs"]]
+        for tensor in tensors:
+            name, size = _format(tensor["dtype"])
+            census.counts[name].bytes += _elements(tensor["shape"]) * size
+        result, _ = _format(layer["outputs"][0]["dtype"]) if layer["outputs"] else ("fp32", 4)
+        behind = {wanted[node] for node in layer["onnx_nodes"] if node in wanted}
+        multiplies = layer["type"] in _MULTIPLYING or "mha" in layer["name"]
+        if not (behind and multiplies):
+            census.counts[result].operations += 1
+            continue
+        taken = _narrowest(layer["inputs"])
+        census.counts[taken].operations += 1
+        census.counts[taken].products += 1
+        if taken not in behind:
+            census.faults.append(f"{layer['name']} runs in {taken}")
+    return census
+
+
+def _format(dtype: str) -> tuple[str, int]:
+    return _TENSORRT.get(dtype, (dtype.lower(), _OTHER_BYTES.get(dtype, 0)))
+
+
+def _narrowest(tensors: Sequence[Mapping[str, Any]]) -> str:
+    """What a kernel multiplies: beside its factors it may read a wider residual to add."""
+    return min((_format(tensor["dtype"]) for tensor in tensors), key=lambda each: each[1])[0]
+
+
+def _elements(shape: Sequence[int | str]) -> int:
+    known = [extent for extent in shape if isinstance(extent, int)]
+    return math.prod(known) if len(known) == len(shape) else 0
