@@ -51,14 +51,70 @@ def _fuse_rotation(graph: ir.Graph, neg: ir.Node) -> bool:
     if cos is None or sin is None or cos.const_value is None or sin.const_value is None or before is None:
         return False
     shape = last.outputs[0].shape  # (B, T, A, K)
-    if before.op_type != "Reshape" or shape is None or not shape.is_static() or len(shape) != 4:
+    source = before.inputs[0]
+    if before.op_type != "Reshape" or shape is None or not shape.is_static() or len(shape) != 4 or source is None:
         return False
-    batch, tokens, heads, width = shape.numpy()
-    x = _call(graph, last, "Reshape", [before.inputs[0], _list(graph, [batch, tokens * heads, width])])
-    tables = [_table(graph, each, tokens, heads, batch) for each in (cos, sin)]
-    x = _call(graph, last, "RotaryEmbedding", [x, *tables], num_heads=1)
-    last.replace_input_with(0, x)
+    extents = [int(each) for each in shape.numpy()]
+    parts = _slices(last, source)
+    if not parts:
+        last.replace_input_with(0, _rotary(graph, last, source, (cos, sin), extents))
+        return True
+    for node, heads in parts:  # q and k each: turned together they would have to be copied apart again
+        origin = source.producer()
+        node.replace_input_with(0, source if origin is None or not _from_zero(origin) else origin.inputs[0])
+        x = ir.node("Identity", [node.outputs[0]]).outputs[0]  # stands for the slice while its users are moved
+        node.outputs[0].replace_all_uses_with(x)
+        part = [*extents[:2], heads, extents[3]]
+        y = _rotary(graph, node, node.outputs[0], (cos, sin), part, after=True)
+        y.name, node.outputs[0].name = node.outputs[0].name, f"{node.outputs[0].name}_unturned"
+        x.replace_all_uses_with(y)
     return True
+
+
+def _rotary(
+    graph: ir.Graph,
+    place: ir.Node,
+    x: ir.Value,
+    tables: tuple[ir.Value, ir.Value],
+    extents: list[int],
+    *,
+    after: bool = False,
+) -> ir.Value:
+    """x (B, T, A, K), turned, as (B, T·A, K) or, put `after` a place, in x's shape."""
+    batch, tokens, heads, width = extents
+    rows = [_table(graph, each, tokens, heads, batch) for each in tables]
+    nodes = [
+        _node("Reshape", [x, _list(graph, [batch, tokens * heads, width])], f"{place.name}_rows"),
+    ]
+    nodes.append(_node("RotaryEmbedding", [nodes[0].outputs[0], *rows], f"{place.name}_rotary", num_heads=1))
+    if after:
+        nodes.append(_node("Reshape", [nodes[1].outputs[0], _list(graph, extents)], f"{place.name}_turned"))
+        nodes[-1].outputs[0].shape = ir.Shape(extents)
+        graph.insert_after(place, nodes)
+    else:
+        graph.insert_before(place, nodes)
+    return nodes[-1].outputs[0]
+
+
+def _slices(last: ir.Node, source: ir.Value) -> list[tuple[ir.Node, int]]:
+    """The slices of heads that a turned tensor is cut into, with the heads of each; none if anything else reads it."""
+    users = [node for node, _ in last.outputs[0].uses()]
+    heads = [node.outputs[0].shape for node in users]
+    same = all(node.op_type == "Slice" and _axis(node) == 2 for node in users)
+    if not same or any(shape is None or not isinstance(shape[2], int) for shape in heads):
+        return []
+    return [(node, int(shape[2])) for node, shape in zip(users, heads, strict=True) if shape is not None]  # type: ignore[arg-type]
+
+
+def _axis(node: ir.Node) -> int | None:
+    axes = node.inputs[3] if len(node.inputs) > 3 else None
+    return None if axes is None or axes.const_value is None else int(axes.const_value.numpy().item())
+
+
+def _from_zero(node: ir.Node) -> bool:
+    """A slice of heads that starts at the first: what is cut from it can be cut from its input."""
+    start = node.inputs[1] if node.op_type == "Slice" and _axis(node) == 2 else None
+    return start is not None and start.const_value is not None and not start.const_value.numpy().any()
 
 
 def _table(graph: ir.Graph, table: ir.Value, tokens: int, heads: int, batch: int) -> ir.Value:
@@ -96,6 +152,7 @@ def _fuse_attention(graph: ir.Graph, softmax: ir.Node) -> bool:
     y = _call(graph, last, "Attention", flat, q_num_heads=heads, kv_num_heads=heads, scale=1.0)
     y.shape = last.outputs[0].shape
     last.outputs[0].replace_all_uses_with(y)
+    y.name, last.outputs[0].name = last.outputs[0].name, y.name  # ranges go by name
     return True
 
 
@@ -114,11 +171,15 @@ def _order(node: ir.Node | None) -> list[int]:
 
 
 def _call(graph: ir.Graph, before: ir.Node, kind: str, inputs: list[ir.Value | None], **attributes: float) -> ir.Value:
-    node = ir.node(kind, inputs, attributes=attributes, name=f"{before.name}_{kind}_{len(graph)}")
-    output = node.outputs[0]
-    output.name, output.dtype = node.name, ir.DataType.FLOAT
+    node = _node(kind, inputs, f"{before.name}_{kind}_{len(graph)}", **attributes)
     graph.insert_before(before, node)
-    return output
+    return node.outputs[0]
+
+
+def _node(kind: str, inputs: list[ir.Value | None], name: str, **attributes: float) -> ir.Node:
+    node = ir.node(kind, inputs, attributes=attributes, name=name)
+    node.outputs[0].name, node.outputs[0].dtype = name, ir.DataType.FLOAT
+    return node
 
 
 def _list(graph: ir.Graph, numbers: list[int]) -> ir.Value:
