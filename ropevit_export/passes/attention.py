@@ -1,163 +1,164 @@
 """Rotation and attention as one operator each: the form that ONNX Runtime's CPU kernels want.
 
-TensorRT-RTX wants the other one: it fuses the products and the Softmax itself, and takes Attention in fewer types.
+TensorRT-RTX wants the other one: it fuses the products and the Softmax itself, and Attention takes fewer types there.
 
-Legend: B batch · T tokens · A heads of q and k together · K head width.
+Legend: B batch · T tokens · A heads · K head width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
+from ropevit_export.passes import edit
+
+# The first with both operators. What else stands in these graphs means the same in it.
 OPSET = 23
 
 
 class FuseRotation(ir.passes.InPlacePass):
     """[a b]·cos + [-b a]·sin (`trace.attention.rotate`) becomes RotaryEmbedding.
 
-    The operator has one table for all heads. Where each head has its own, tokens and heads are laid out as one axis of
-    positions: the same memory, and a table row for every token and head. Only where the batch is static: the tables,
-    or the positions that choose from them, are one an image.
+    The operator has one table for all heads. Tokens and heads become one axis of positions instead: the same memory,
+    and a row of the table for every token and head. q and k turn each for itself, since in ONNX Runtime a slice is a
+    copy. Only where shapes are static: there is a table for every image.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        fused = [_fuse_rotation(model.graph, node) for node in list(model.graph) if node.op_type == "Neg"]
-        return ir.passes.PassResult(model, modified=any(fused))
+        found = [_rotation(node) for node in model.graph if node.op_type == "Neg"]
+        for each in found:
+            if each is not None:
+                _fuse_rotation(model.graph, each)
+        return _result(model, modified=any(each is not None for each in found))
 
 
 class FuseAttention(ir.passes.InPlacePass):
-    """MatMul, Softmax and MatMul between transposes become Attention on (B, T, heads·K), which has none."""
+    """MatMul, Softmax and MatMul between transposes become Attention on (B, T, A·K), which needs none."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         fused = [_fuse_attention(model.graph, node) for node in list(model.graph) if node.op_type == "Softmax"]
-        return ir.passes.PassResult(model, modified=any(fused))
+        return _result(model, modified=any(fused))
 
 
-def _fuse_rotation(graph: ir.Graph, neg: ir.Node) -> bool:
-    split = neg.inputs[0].producer() if neg.inputs[0] is not None else None
-    concat = _only_user(neg.outputs[0], "Concat")
-    turned = concat and _only_user(concat.outputs[0], "Mul")
-    add = turned and _only_user(turned.outputs[0], "Add")
-    if split is None or split.op_type != "Split" or not (concat and turned and add):
-        return False
-    pairs = split.inputs[0]
-    plain = next((node for node in add.predecessors() if node is not turned), None)
-    last = _only_user(add.outputs[0], "Reshape")
-    if plain is None or plain.op_type != "Mul" or plain.inputs[0] is not pairs or last is None or pairs is None:
-        return False
-    cos, sin = plain.inputs[1], turned.inputs[1]
-    before = pairs.producer()
-    if cos is None or sin is None or cos.const_value is None or sin.const_value is None or before is None:
-        return False
-    shape = last.outputs[0].shape  # (B, T, A, K)
-    source = before.inputs[0]
-    if before.op_type != "Reshape" or shape is None or not shape.is_static() or len(shape) != 4 or source is None:
-        return False
-    extents = [int(each) for each in shape.numpy()]
-    parts = _slices(last, source)
-    if not parts:
-        last.replace_input_with(0, _rotary(graph, last, source, (cos, sin), extents))
-        return True
-    for node, heads in parts:  # q and k each: turned together they would have to be copied apart again
-        origin = source.producer()
-        node.replace_input_with(0, source if origin is None or not _from_zero(origin) else origin.inputs[0])
-        x = ir.node("Identity", [node.outputs[0]]).outputs[0]  # stands for the slice while its users are moved
-        node.outputs[0].replace_all_uses_with(x)
-        part = [*extents[:2], heads, extents[3]]
-        y = _rotary(graph, node, node.outputs[0], (cos, sin), part, after=True)
-        y.name, node.outputs[0].name = node.outputs[0].name, f"{node.outputs[0].name}_unturned"
-        x.replace_all_uses_with(y)
-    return True
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rotation:
+    """x (B, T, A, K), its tables, and the same x turned."""
+
+    x: ir.Value
+    cos: ir.Value
+    sin: ir.Value
+    turned: ir.Value
 
 
-def _rotary(
-    graph: ir.Graph,
-    place: ir.Node,
-    x: ir.Value,
-    tables: tuple[ir.Value, ir.Value],
-    extents: list[int],
-    *,
-    after: bool = False,
-) -> ir.Value:
-    """x (B, T, A, K), turned, as (B, T·A, K) or, put `after` a place, in x's shape."""
-    batch, tokens, heads, width = extents
-    rows = [_table(graph, each, tokens, heads, batch) for each in tables]
-    nodes = [
-        _node("Reshape", [x, _list(graph, [batch, tokens * heads, width])], f"{place.name}_rows"),
-    ]
-    nodes.append(_node("RotaryEmbedding", [nodes[0].outputs[0], *rows], f"{place.name}_rotary", num_heads=1))
-    if after:
-        nodes.append(_node("Reshape", [nodes[1].outputs[0], _list(graph, extents)], f"{place.name}_turned"))
-        nodes[-1].outputs[0].shape = ir.Shape(extents)
-        graph.insert_after(place, nodes)
-    else:
-        graph.insert_before(place, nodes)
-    return nodes[-1].outputs[0]
+def _result(model: ir.Model, *, modified: bool) -> ir.passes.PassResult:
+    if modified:
+        model.opset_imports[""] = max(model.opset_imports[""], OPSET)
+        model.graph.sort()
+    return ir.passes.PassResult(model, modified=modified)
 
 
-def _slices(last: ir.Node, source: ir.Value) -> list[tuple[ir.Node, int]]:
-    """The slices of heads that a turned tensor is cut into, with the heads of each; none if anything else reads it."""
-    users = [node for node, _ in last.outputs[0].uses()]
-    heads = [node.outputs[0].shape for node in users]
-    same = all(node.op_type == "Slice" and _axis(node) == 2 for node in users)
-    if not same or any(shape is None or not isinstance(shape[2], int) for shape in heads):
-        return []
-    return [(node, int(shape[2])) for node, shape in zip(users, heads, strict=True) if shape is not None]  # type: ignore[arg-type]
+def _rotation(neg: ir.Node) -> _Rotation | None:
+    """Reshape to pairs, Split, Neg, Concat, Mul, Mul, Add, Reshape, from the Neg in the middle."""
+    split = _producer(neg.inputs[0], "Split")
+    concat = _only_user(neg, "Concat")
+    sines = _only_user(concat, "Mul")
+    add = _only_user(sines, "Add")
+    last = _only_user(add, "Reshape")
+    first = None if split is None else _producer(split.inputs[0], "Reshape")
+    if sines is None or add is None or last is None or first is None or split is None:
+        return None
+    cosines = next((node for node in add.predecessors() if node is not sines), None)
+    if cosines is None or cosines.op_type != "Mul" or cosines.inputs[0] is not split.inputs[0]:
+        return None
+    x, cos, sin, turned = first.inputs[0], cosines.inputs[1], sines.inputs[1], last.outputs[0]
+    if x is None or cos is None or sin is None or cos.const_value is None or sin.const_value is None:
+        return None
+    if turned.shape is None or len(turned.shape) != 4 or not turned.shape.is_static():
+        return None
+    return _Rotation(x=x, cos=cos, sin=sin, turned=turned)
 
 
-def _axis(node: ir.Node) -> int | None:
-    axes = node.inputs[3] if len(node.inputs) > 3 else None
-    return None if axes is None or axes.const_value is None else int(axes.const_value.numpy().item())
+def _fuse_rotation(graph: ir.Graph, found: _Rotation) -> None:
+    cuts = [node for node, _ in found.turned.uses()]
+    if any(_start_of_heads(node) is None for node in cuts):
+        _turn(graph, found, found.turned, found.x)
+        return
+    origin = found.x.producer()
+    x = origin.inputs[0] if origin is not None and _start_of_heads(origin) == 0 else found.x
+    for cut in cuts:
+        cut.replace_input_with(0, x)
+        _turn(graph, found, cut.outputs[0], cut.outputs[0])
 
 
-def _from_zero(node: ir.Node) -> bool:
-    """A slice of heads that starts at the first: what is cut from it can be cut from its input."""
-    start = node.inputs[1] if node.op_type == "Slice" and _axis(node) == 2 else None
-    return start is not None and start.const_value is not None and not start.const_value.numpy().any()
+def _turn(graph: ir.Graph, found: _Rotation, old: ir.Value, x: ir.Value) -> None:
+    """Put x (B, T, A, K), turned, in the place of `old`, which may be x itself."""
+    assert old.shape is not None
+    batch, tokens, heads, width = (int(extent) for extent in old.shape.numpy())
+    positions = tokens * heads
+    tables = [_table(graph, each, (batch, tokens, heads)) for each in (found.cos, found.sin)]
+    name = f"{old.name}_rotary"
+    flat = edit.node("Reshape", [x, edit.integers(graph, [batch, positions, width])], f"{name}_rows", x.dtype)
+    turned = edit.node("RotaryEmbedding", [flat.outputs[0], *tables], name, x.dtype, num_heads=1)
+    back = edit.node(
+        "Reshape", [turned.outputs[0], edit.integers(graph, [batch, tokens, heads, width])], f"{name}_heads", x.dtype
+    )
+    edit.rename_to(back.outputs[0], old)
+    flat.replace_input_with(0, x)
+    for each in (flat, turned, back):
+        graph.append(each)
 
 
-def _table(graph: ir.Graph, table: ir.Value, tokens: int, heads: int, batch: int) -> ir.Value:
-    """(T, 1, A or 1 or fewer, 1, K/2) → (B, T·A, K/2)."""
-    name = f"{table.name}_rows_{heads}"
-    if name not in graph.initializers:
-        array = table.const_value.numpy()  # type: ignore[union-attr]
-        array = array.reshape(tokens, -1, array.shape[-1])
-        array = np.tile(array, (1, heads // array.shape[1], 1)).reshape(1, tokens * heads, -1)
-        tensor = ir.tensor(np.ascontiguousarray(np.repeat(array, batch, 0)), name=name)
-        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
-        graph.register_initializer(value)
-    return graph.initializers[name]
+def _table(graph: ir.Graph, table: ir.Value, extents: tuple[int, int, int]) -> ir.Value:
+    """(T, 1, A or 1, 1, K/2), where A may be of q and k together, → (B, T·A, K/2)."""
+    batch, tokens, heads = extents
+    array = edit.array_of(table)
+    rows = array.reshape(tokens, -1, array.shape[-1])
+    rows = np.tile(rows, (1, heads // rows.shape[1], 1))
+    rows = rows.reshape(1, tokens * heads, -1).repeat(batch, 0)
+    return edit.constant(graph, f"{table.name}_of_{heads}_heads", rows)
+
+
+def _start_of_heads(node: ir.Node) -> int | None:
+    """Where a slice of heads (axis 2) starts; None for another node."""
+    if node.op_type != "Slice" or len(node.inputs) < 4:
+        return None
+    start, axes = node.inputs[1], node.inputs[3]
+    if start is None or axes is None or start.const_value is None or axes.const_value is None:
+        return None
+    return int(edit.array_of(start).item()) if edit.array_of(axes).tolist() == [2] else None
 
 
 def _fuse_attention(graph: ir.Graph, softmax: ir.Node) -> bool:
-    scores = _producer(softmax.inputs[0], "MatMul")
-    mixed = _only_user(softmax.outputs[0], "MatMul")
-    back = mixed and _only_user(mixed.outputs[0], "Transpose")
-    last = back and _only_user(back.outputs[0], "Reshape")
-    if not (scores and mixed and back and last):
+    scores, mixed = _producer(softmax.inputs[0], "MatMul"), _only_user(softmax, "MatMul")
+    back = _only_user(mixed, "Transpose")
+    last = _only_user(back, "Reshape")
+    if scores is None or mixed is None or last is None or _order(back) != [0, 2, 1, 3]:
         return False
     sources = [_producer(value, "Transpose") for value in (*scores.inputs, mixed.inputs[1])]
-    orders = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
-    if any(node is None or _order(node) != order for node, order in zip(sources, orders, strict=True)):
-        return False
-    if _order(back) != [0, 2, 1, 3]:
+    if [_order(node) for node in sources] != [[0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]]:
         return False
     parts = [node.inputs[0] for node in sources if node is not None]
-    shape = parts[0].shape if parts[0] is not None else None
+    shape = None if parts[0] is None else parts[0].shape
     if shape is None or not isinstance(shape[2], int) or not isinstance(shape[3], int):
         return False
-    heads, width = shape[2], shape[3]
-    flat = [_call(graph, last, "Reshape", [part, _list(graph, [0, -1, heads * width])]) for part in parts]
-    y = _call(graph, last, "Attention", flat, q_num_heads=heads, kv_num_heads=heads, scale=1.0)
-    y.shape = last.outputs[0].shape
-    last.outputs[0].replace_all_uses_with(y)
-    y.name, last.outputs[0].name = last.outputs[0].name, y.name  # ranges go by name
+    name, y, target = softmax.name, last.outputs[0], edit.integers(graph, [0, -1, shape[2] * shape[3]])
+    flat = [
+        edit.node("Reshape", [part, target], f"{name}_{which}", y.dtype)
+        for part, which in zip(parts, "qkv", strict=True)
+    ]
+    inputs = [each.outputs[0] for each in flat]
+    heads = {"q_num_heads": shape[2], "kv_num_heads": shape[2]}
+    fused = edit.node("Attention", inputs, f"{name}_attention", y.dtype, **heads, scale=1.0)  # the scale is in q
+    edit.rename_to(fused.outputs[0], y)
+    for each in (*flat, fused):
+        graph.append(each)
     return True
 
 
-def _only_user(value: ir.Value, kind: str) -> ir.Node | None:
-    users = [node for node, _ in value.uses()]
+def _only_user(node: ir.Node | None, kind: str) -> ir.Node | None:
+    users = [] if node is None else [user for user, _ in node.outputs[0].uses()]
     return users[0] if len(users) == 1 and users[0].op_type == kind else None
 
 
@@ -168,24 +169,3 @@ def _producer(value: ir.Value | None, kind: str) -> ir.Node | None:
 
 def _order(node: ir.Node | None) -> list[int]:
     return [] if node is None else list(node.attributes["perm"].as_ints())
-
-
-def _call(graph: ir.Graph, before: ir.Node, kind: str, inputs: list[ir.Value | None], **attributes: float) -> ir.Value:
-    node = _node(kind, inputs, f"{before.name}_{kind}_{len(graph)}", **attributes)
-    graph.insert_before(before, node)
-    return node.outputs[0]
-
-
-def _node(kind: str, inputs: list[ir.Value | None], name: str, **attributes: float) -> ir.Node:
-    node = ir.node(kind, inputs, attributes=attributes, name=name)
-    node.outputs[0].name, node.outputs[0].dtype = name, ir.DataType.FLOAT
-    return node
-
-
-def _list(graph: ir.Graph, numbers: list[int]) -> ir.Value:
-    name = "to_" + "_".join(map(str, numbers)).replace("-", "m")
-    if name not in graph.initializers:
-        tensor = ir.tensor(np.array(numbers, np.int64), name=name)
-        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
-        graph.register_initializer(value)
-    return graph.initializers[name]
