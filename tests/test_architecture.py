@@ -15,7 +15,7 @@ STAGES = ("checkpoint", "models", "rope", "trace", "passes", "backends", "parity
 OWNERS = {
     "torch": ("checkpoint", "models", "trace"),
     "timm": ("models",),
-    "onnxruntime": ("backends/onnxruntime.py",),
+    "onnxruntime": ("backends/onnxruntime.py", "passes/ranges.py"),  # calibration runs the float32 graph
     "openvino": ("backends/openvino.py",),
     "tensorrt_rtx": ("backends/tensorrt_rtx.py",),
     "onnxsim": ("passes/simplify.py",),

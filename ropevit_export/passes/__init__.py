@@ -7,19 +7,27 @@ every operator has a kernel to fold with; precision comes last so that nothing a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from ropevit_export.passes.attention import FuseAttention, FuseRotation
 from ropevit_export.passes.places import probed, refuse_overflow
 from ropevit_export.passes.precision import POLICIES, ToHalf
+from ropevit_export.passes.quantize import Coding, QuantizeGemm, QuantizeLinear
+from ropevit_export.passes.ranges import balance, calibrate
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
 from ropevit_export.passes.verify import verify
 from ropevit_export.values import Graph, PassRecord, Precision
 
-__all__ = ["DEFAULT", "apply", "convert", "probed", "refuse_overflow", "run", "simplify"]
+if TYPE_CHECKING:
+    from ropevit_export.values import Arrays
+
+__all__ = ["DEFAULT", "Quantized", "apply", "convert", "probed", "refuse_overflow", "run", "run_quantized", "simplify"]
 
 DEFAULT: tuple[type[ir.passes.PassBase], ...] = (
     common.ClearMetadataAndDocStringPass,  # traces and paths of the machine that traced
@@ -55,6 +63,45 @@ def convert(graph: Graph, precision: Precision) -> Graph:
     graph = apply(graph, steps)
     verify(graph)
     return graph
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantized:
+    """One calibration, two lowerings: what is fast in one runtime is slow or refused in the other.
+
+    engines      Q/DQ around MatMul, float16 elsewhere: TensorRT-RTX, OpenVINO
+    onnxruntime  Q/DQ around Gemm, one operator for attention, float32 elsewhere; None for fp8, which no CPU computes in
+    """
+
+    engines: Graph
+    onnxruntime: Graph | None
+
+
+def run_quantized(graph: Graph, coding: Coding, feeds: Iterable[Arrays]) -> Quantized:
+    """From the float32 graph that `simplify` gives, which is used up. `feeds`: what the graph takes, an image each time."""
+    ranges = balance(graph.model, calibrate(graph.model, feeds))
+    fast = None
+    if coding == "int8":
+        fast = dataclasses.replace(graph, model=_separate(graph.model))
+        fast = apply(fast, [QuantizeGemm(ranges), FuseRotation(), FuseAttention(), *_clean()])
+        verify(fast)
+    engines = apply(graph, [ToHalf(POLICIES["fp16"]), QuantizeLinear(ranges, coding), *_clean()])
+    verify(engines)
+    return Quantized(engines=engines, onnxruntime=fast)
+
+
+def _separate(model: ir.Model) -> ir.Model:
+    """A copy that shares constants only; those of `clone` share their values' types as well, which passes change."""
+    copy = model.clone()
+    values = [*copy.graph.inputs, *copy.graph.initializers.values()]
+    for value in [*values, *(output for node in copy.graph for output in node.outputs)]:
+        if value.dtype is not None:
+            value.type = ir.TensorType(value.dtype)
+    return copy
+
+
+def _clean() -> list[ir.passes.PassBase]:
+    return [common.DeduplicateHashedInitializersPass(), common.RemoveUnusedNodesPass()]
 
 
 def apply(graph: Graph, steps: Sequence[ir.passes.PassBase]) -> Graph:

@@ -1,0 +1,65 @@
+"""Nodes and constants that passes add to a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from ropevit_export.values import Array
+
+
+def node(
+    kind: str,
+    inputs: Sequence[ir.Value | None],
+    name: str,
+    dtype: ir.DataType | None,
+    **attributes: float,
+) -> ir.Node:
+    """A node of one output, which has its name."""
+    made = ir.node(kind, inputs, attributes=attributes, name=name)
+    output = made.outputs[0]
+    output.name = name
+    if dtype is not None:
+        output.dtype = dtype
+    return made
+
+
+def constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """An initializer. By name: what several nodes share is there once."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))  # type: ignore[arg-type]
+    graph.register_initializer(value)
+    return value
+
+
+def integers(graph: ir.Graph, numbers: Sequence[int]) -> ir.Value:
+    """A shape, axes or the like."""
+    name = "int64_" + "_".join(map(str, numbers)).replace("-", "m")
+    return constant(graph, name, np.array(numbers, np.int64))
+
+
+def array_of(value: ir.Value) -> Array:
+    """A constant's numbers."""
+    assert value.const_value is not None
+    array: Array = value.const_value.numpy()
+    return array
+
+
+def forget(graph: ir.Graph, value: ir.Value | None) -> None:
+    """Take an initializer that nothing reads any more out of the graph."""
+    if value is not None and value.name is not None and value.name in graph.initializers and not value.uses():
+        del graph.initializers[value.name]
+
+
+def rename_to(new: ir.Value, old: ir.Value) -> None:
+    """`new` takes the place and the name of `old`: ranges go by name."""
+    name = old.name
+    new.shape = old.shape
+    old.replace_all_uses_with(new)
+    old.name, new.name = f"{name}_before", name

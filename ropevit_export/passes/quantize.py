@@ -1,0 +1,197 @@
+"""8-bit linear layers, as Q/DQ where runtimes use it.
+
+Quantized: the products of `linear.py`, weights by output channel. Not quantized: the products inside attention
+(TensorRT-RTX keeps its fused attention with float16 queries; on a CPU, 8-bit scores and probabilities took longer than
+float32), Softmax, LayerNorm, the rotation, the patch convolution, the last layer.
+
+Why not a library's own placement: with their defaults, modelopt and onnxruntime.quantization leave features of a
+trained ViT at a cosine of 0.91 and 0.90, this at 0.999 (`scripts/bench_quantize` measures it). They quantize residual
+sums and attention too, give Gelu's one-sided outputs half of the codes, and leave outliers where they are. modelopt
+also asks for older releases of onnx and onnxruntime than this package's.
+
+Legend: I inputs · O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from ropevit_export.passes import edit
+from ropevit_export.passes.linear import Linear, linear_layers
+from ropevit_export.passes.ranges import Range, Ranges
+
+if TYPE_CHECKING:
+    from ropevit_export.values import Array
+
+Coding = Literal["int8", "fp8"]
+
+_LARGEST = {"int8": 127, "fp8": 448}
+_KINDS = {"int8": np.dtype(np.int8), "fp8": np.dtype(ml_dtypes.float8_e4m3fn)}
+# A range is one-sided where its short side is less than this of its long one: Gelu's ends at -0.17.
+_ONE_SIDED = 0.5
+# uint8 codes of the same steps are int8 codes and this.
+_MIDDLE = 128
+
+
+class QuantizeLinear(ir.passes.InPlacePass):
+    """Q/DQ before both inputs of every linear layer whose input has a range; the form for engines.
+
+    Zero points are 0, as TensorRT wants them. A one-sided int8 input is moved to the middle of the codes by a
+    subtraction, which fuses with what is before it, and what that takes away comes back in the bias. The shift is a
+    whole number of steps: most of Gelu's outputs are near 0, which stays exact. Scales have the graph's float type.
+    """
+
+    def __init__(self, ranges: Ranges, coding: Coding) -> None:
+        super().__init__()
+        self.ranges, self.coding = ranges, coding
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        found = [each for each in linear_layers(model) if each.x.name in self.ranges]
+        for each in found:
+            self._quantize(model.graph, each)
+        return ir.passes.PassResult(model, modified=bool(found))
+
+    def _quantize(self, graph: ir.Graph, layer: Linear) -> None:
+        name, dtype, kind = layer.name, layer.weight.dtype, _KINDS[self.coding]
+        assert dtype is not None
+        weight_IO = edit.array_of(layer.weight)
+        codes_IO, scale_O = weight_codes(weight_IO, self.coding)
+        step, shift = step_and_shift(self.ranges[str(layer.x.name)], self.coding)
+        step = weight_IO.dtype.type(step)
+        x, near = layer.x, _Near(graph, layer)
+        if shift:
+            centre = weight_IO.dtype.type(shift * step)
+            x = near.put("Sub", [x, edit.constant(graph, f"{name}.centre", np.asarray(centre))], "shifted", dtype)
+            # Of the weights as coded: where x is 0, what was taken away and what comes back are the same and cancel.
+            _add_to_bias(graph, layer, centre * (codes_IO.astype(np.float64) * scale_O).sum(0))
+        steps = [
+            edit.constant(graph, f"{name}.input_scale", np.asarray(step)),
+            edit.constant(graph, f"zero_{self.coding}", np.zeros((), kind)),
+        ]
+        x = near.put("QuantizeLinear", [x, *steps], "codes", ir.DataType.from_numpy(kind))
+        layer.product.replace_input_with(0, near.put("DequantizeLinear", [x, *steps], "input", dtype))
+        layer.product.replace_input_with(1, near.decoded("weight", codes_IO, scale_O, dtype, axis=1))
+        edit.forget(graph, layer.weight)
+
+
+class QuantizeGemm(ir.passes.InPlacePass):
+    """The same codes in the form that ONNX Runtime computes in 8 bits on a CPU: Q/DQ around a Gemm with an int32 bias.
+
+    From Q/DQ around a MatMul with an Add it makes a Gemm between two reshapes, then finds no DQ beside the Gemm, and
+    computes in float32, slower than without Q/DQ. Around a Gemm that has two axes from the start it makes one kernel
+    (QGemm). Inputs are uint8, with a zero point in place of the shift.
+    """
+
+    def __init__(self, ranges: Ranges) -> None:
+        super().__init__()
+        self.ranges = ranges
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        found = [each for each in linear_layers(model) if each.x.name in self.ranges]
+        for each in found:
+            self._quantize(model.graph, each)
+        return ir.passes.PassResult(model, modified=bool(found))
+
+    def _quantize(self, graph: ir.Graph, layer: Linear) -> None:
+        near, single = _Near(graph, layer), ir.DataType.FLOAT
+        weight_IO = edit.array_of(layer.weight)
+        codes_IO, scale_O = weight_codes(weight_IO, "int8")
+        step, shift = step_and_shift(self.ranges[str(layer.x.name)], "int8")
+        bias_O = np.zeros(len(scale_O)) if layer.bias is None else edit.array_of(layer.bias).astype(np.float64)
+        bias_scale_O = np.float32(step) * scale_O
+        largest = 2**31 - 1
+        bias_codes_O = np.clip(np.round(bias_O / bias_scale_O), -largest, largest).astype(np.int32)
+
+        rows = edit.integers(graph, [-1, len(weight_IO)])
+        x = near.put("Reshape", [layer.x, rows], "rows", single)
+        steps = [
+            edit.constant(graph, f"{layer.name}.input_scale", np.asarray(step, np.float32)),
+            edit.constant(graph, f"zero_{_MIDDLE - shift}", np.asarray(_MIDDLE - shift, np.uint8)),
+        ]
+        x = near.put("QuantizeLinear", [x, *steps], "codes", ir.DataType.UINT8)
+        x = near.put("DequantizeLinear", [x, *steps], "input", single)
+        weight = near.decoded("weight", codes_IO, scale_O, single, axis=1)
+        bias = near.decoded("bias", bias_codes_O, bias_scale_O, single, axis=0)
+        y = near.put("Gemm", [x, weight, bias], "gemm", single)
+        edit.rename_to(near.put("Reshape", [y, self._extents(graph, layer, near)], "result", single), layer.result)
+        for node in (layer.add, layer.product):
+            if node is not None:
+                graph.remove(node, safe=True)
+        edit.forget(graph, layer.weight)
+        edit.forget(graph, layer.bias)
+
+    @staticmethod
+    def _extents(graph: ir.Graph, layer: Linear, near: _Near) -> ir.Value:
+        """What the rows go back to: constant, or computed where more than one extent is the input's."""
+        extents = list(layer.result.shape or ())
+        if extents and sum(not isinstance(each, int) for each in extents) <= 1:
+            return edit.integers(graph, [each if isinstance(each, int) else -1 for each in extents])
+        width = edit.integers(graph, [edit.array_of(layer.weight).shape[1]])
+        before = near.put("Shape", [layer.x], "extents_before", ir.DataType.INT64, end=-1)
+        return near.put("Concat", [before, width], "extents", ir.DataType.INT64, axis=0)
+
+
+class _Near:
+    """Puts nodes before a layer's product, named after the layer."""
+
+    def __init__(self, graph: ir.Graph, layer: Linear) -> None:
+        self.graph, self.layer = graph, layer
+
+    def put(self, kind: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType, **attributes: int) -> ir.Value:
+        made = edit.node(kind, inputs, f"{self.layer.name}_{name}", dtype, **attributes)
+        self.graph.insert_before(self.layer.product, made)
+        return made.outputs[0]
+
+    def decoded(self, name: str, codes: Array, scale_O: Array, dtype: ir.DataType, *, axis: int) -> ir.Value:
+        """Constant codes behind a DQ."""
+        kind, graph, stem = codes.dtype, self.graph, f"{self.layer.name}.{name}"
+        zeros = edit.constant(graph, f"zeros_{kind}_{len(scale_O)}", np.zeros(len(scale_O), kind))
+        parts = [edit.constant(graph, f"{stem}_codes", codes), edit.constant(graph, f"{stem}_scale", scale_O), zeros]
+        return self.put("DequantizeLinear", parts, name, dtype, axis=axis)
+
+
+def step_and_shift(given: Range, coding: Coding) -> tuple[float, int]:
+    """The size of one step, and at which step the middle of the codes lies: 0 unless an int8 range is one-sided."""
+    low, high = given.ends
+    largest = _LARGEST[coding]
+    if coding == "int8" and min(-low, high) < _ONE_SIDED * max(-low, high):
+        step = (high - low) / (2 * largest - 1)  # rounding the shift may take half a step at either end
+        return step, round((low + high) / 2 / step)
+    return (max(-low, high) or 1.0) / largest, 0
+
+
+def weight_codes(weight_IO: Array, coding: Coding) -> tuple[Array, Array]:
+    """Codes, and one scale an output channel in the weight's float type.
+
+    Codes follow the scales as rounded: small float16 numbers, such as LayerScale leaves, are coarse.
+    """
+    largest, kind = _LARGEST[coding], weight_IO.dtype
+    peak_O = np.abs(weight_IO).max(0).astype(np.float64)
+    exact_O = np.maximum(peak_O, peak_O.max() * 1e-6) / largest
+    scale_O = exact_O.astype(kind)
+    scale_O = np.where(scale_O < exact_O, np.nextafter(scale_O, kind.type(np.inf)), scale_O)
+    scale_O = np.maximum(scale_O, np.finfo(kind).tiny if kind == np.float32 else kind.type(2.0**-24))
+    units_IO = np.clip(weight_IO / scale_O.astype(np.float64), -largest, largest)
+    return (np.round(units_IO) if coding == "int8" else units_IO).astype(_KINDS[coding]), scale_O
+
+
+def _add_to_bias(graph: ir.Graph, layer: Linear, more_O: Array) -> None:
+    kind = edit.array_of(layer.weight).dtype
+    if layer.bias is not None:
+        total_O = (edit.array_of(layer.bias) + more_O).astype(kind)
+        holder = layer.add or layer.product
+        new = edit.constant(graph, f"{layer.name}.shifted_bias", total_O)
+        holder.replace_input_with(list(holder.inputs).index(layer.bias), new)
+        edit.forget(graph, layer.bias)
+        return
+    before = layer.product.outputs[0]
+    new = edit.constant(graph, f"{layer.name}.shifted_bias", more_O.astype(kind))
+    add = edit.node("Add", [before, new], f"{layer.name}_unshifted", before.dtype)
+    edit.rename_to(add.outputs[0], before)
+    add.replace_input_with(0, before)
+    graph.insert_after(layer.product, add)
