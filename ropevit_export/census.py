@@ -17,7 +17,7 @@ import onnx_ir as ir
 from ropevit_export.errors import BackendError
 from ropevit_export.passes.places import places
 from ropevit_export.passes.precision import POLICIES
-from ropevit_export.values import Precision
+from ropevit_export.values import Form, Precision
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _NOT_COMPUTED = frozenset({"Cast", "Constant", "Identity", "Shape", "QuantizeLinear", "DequantizeLinear"})
@@ -26,6 +26,7 @@ _ONNX = {
     ir.DataType.FLOAT16: "fp16",
     ir.DataType.BFLOAT16: "bf16",
     ir.DataType.INT8: "int8",
+    ir.DataType.UINT8: "int8",
     ir.DataType.FLOAT8E4M3FN: "fp8",
 }
 # TensorRT's name, and bytes of a value
@@ -64,11 +65,13 @@ class Census:
             )
 
 
-def of_graph(path: Path, precision: Precision) -> tuple[Census, Mapping[str, str]]:
+def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple[Census, Mapping[str, str]]:
     """The census of an ONNX file, and what each product node must run in, by its name."""
     graph = ir.load(path).graph
     census, wanted = Census(), {}
     kept = POLICIES[precision].keep if precision in POLICIES else {}
+    # What 8-bit linear layers leave: patches, attention, the head.
+    rest = precision if precision not in ("int8", "fp8") else "fp16" if form == "portable" else "fp32"
     for node, place in places(graph).items():
         result = _ONNX.get(node.outputs[0].dtype or ir.DataType.UNDEFINED)
         if result is None or node.op_type in _NOT_COMPUTED:
@@ -79,13 +82,22 @@ def of_graph(path: Path, precision: Precision) -> tuple[Census, Mapping[str, str
         taken = _multiplied(node)
         census.counts[taken].operations += 1
         census.counts[taken].products += 1
-        wanted[node.name or ""] = "fp32" if place in kept else precision
+        wanted[node.name or ""] = "fp32" if place in kept else rest if _stays(node, place) else precision
         if taken != wanted[node.name or ""]:
             census.faults.append(f"{place} ({node.op_type}) runs in {taken}")
     for value in graph.initializers.values():
         if (name := _ONNX.get(value.dtype or ir.DataType.UNDEFINED)) and value.const_value is not None:
             census.counts[name].bytes += value.const_value.nbytes
     return census, wanted
+
+
+def _stays(node: ir.Node, place: str) -> bool:
+    """Is no linear layer, or the last one."""
+    weight = node.inputs[1]
+    source = None if weight is None else weight.producer()
+    decoded = source is not None and source.op_type == "DequantizeLinear"
+    constant = weight is not None and (weight.is_initializer() or decoded)
+    return node.op_type == "Conv" or place == "head" or not constant
 
 
 def _multiplied(node: ir.Node) -> str:

@@ -143,11 +143,12 @@ def _target(text: str) -> str:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
     default="fp32",
     show_default=True,
     help="Number format of the graph itself.",
 )
+@click.option("--calib", metavar="DIR|digits", help="Images of the job, which int8 and fp8 ranges are measured on.")
 @click.option("--batch", default="1", show_default=True, metavar="N|MIN:OPT:MAX", help="Static or dynamic batch.")
 @click.option(
     "--engine",

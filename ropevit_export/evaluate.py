@@ -20,6 +20,7 @@ from PIL import Image
 from ropevit_export.backends.select import checkers, runner
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import InputError
+from ropevit_export.images import BUILT_IN, DIGITS_FOLDER, image_files, opened
 from ropevit_export.models.zoo import DIGITS
 from ropevit_export.original import reference_of
 from ropevit_export.parity import samples
@@ -31,11 +32,8 @@ if TYPE_CHECKING:
     from ropevit_export.backends.base import Runner
     from ropevit_export.values import Array, Arrays, FloatArray
 
-BUILT_IN = "digits"
 IMAGENET_CLASSES = 1000
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _BATCH = 32
-_MODELS = Path(__file__).parent / "models"
 
 Answer = Callable[[npt.NDArray[np.uint8]], "Array"]
 
@@ -77,22 +75,15 @@ def labelled(data: str, classes: int) -> Labelled:
         raise InputError(
             f"{root} has {len(folders)} folders, the bundle's model has {classes} classes: needs one folder a class."
         )
-    files = [(path, index) for index, folder in enumerate(folders) for path in sorted(folder.iterdir())
-             if path.suffix.lower() in _SUFFIXES]  # fmt: skip
+    files = [(path, index) for index, folder in enumerate(folders) for path in image_files(folder)]
     if not files:
-        raise InputError(f"{root} holds no images ({', '.join(_SUFFIXES)}) in its {classes} folders.")
-
-    def opened(index: int) -> Image.Image:
-        path, _ = files[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except OSError as error:  # PIL's own are of it
-            raise InputError(f"{path} can't be read as an image: {error}.") from error
+        raise InputError(f"{root} holds no images in its {classes} folders.")
 
     named = all(folder.name[:1] == "n" and folder.name[1:].isdigit() for folder in folders)
     labels = np.array([label for _, label in files])
-    return Labelled(labels=labels, open=opened, imagenet=named and classes == IMAGENET_CLASSES)
+    return Labelled(
+        labels=labels, open=lambda index: opened(files[index][0]), imagenet=named and classes == IMAGENET_CLASSES
+    )
 
 
 def _digits(classes: int) -> Labelled:
@@ -100,14 +91,14 @@ def _digits(classes: int) -> Labelled:
         raise InputError(
             f"--data {BUILT_IN} has {DIGITS.classes} classes, the bundle's model {classes}: give a folder."
         )
-    with np.load(_MODELS / "digits" / "test.npz") as held_out:
+    with np.load(DIGITS_FOLDER / "test.npz") as held_out:
         images, labels = held_out["images"], held_out["labels"].astype(np.int64)
     return Labelled(labels=labels, open=lambda index: Image.fromarray(images[index]), imagenet=False)
 
 
 def published(model: str, resolution: Resolution) -> float | None:
     """The authors' ImageNet top-1 in percent, where they give one for the size (Heo et al., ECCV 2024)."""
-    with (_MODELS / "accuracy.csv").open(encoding="utf-8") as stream:
+    with DIGITS_FOLDER.with_name("accuracy.csv").open(encoding="utf-8") as stream:
         rows = csv.DictReader(line for line in stream if not line.startswith("#"))
         found = next((row.get(f"top1_{resolution}") for row in rows if row["model"] == model), None)
     return float(found) if found else None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ropevit_export import census
+from ropevit_export import calibration, census, images
 from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, staging
 from ropevit_export.errors import ParityError
 from ropevit_export.parity import compare, samples
@@ -27,6 +27,7 @@ from ropevit_export.rope import inputs
 from ropevit_export.values import (
     Checkpoint,
     EngineSpec,
+    Form,
     Graph,
     IoSpec,
     Plan,
@@ -126,11 +127,13 @@ class _Export:
         graph = self._graph(weights, io)
         parts = self._write_positions(weights, io) if io.positions else {}
         host = {size: inputs.fill(parts, *self.request.model.grid(size)) for size in sizes}
-        graph = self._converted(graph, sizes[0], host[sizes[0]], *theirs[sizes[0]])
-        path = self._write_onnx(graph, self._output(io, theirs[sizes[0]][1]))
-        del graph
+        graphs = self._converted(graph, sizes[0], host[sizes[0]], *theirs[sizes[0]])
+        output = self._output(io, theirs[sizes[0]][1])
+        paths = [self._write_onnx(made, output, form) for form, made in graphs.items()]
+        del graph, graphs
         for size, (feed, expected) in theirs.items():
-            self._check(path, io, size, host[size], feed, expected)
+            for path in paths:
+                self._check(path, io, size, host[size], feed, expected)
             golden_path = self.folder / golden.name(size)
             golden.write(golden_path, feed, expected)
             self.files.append(_file("golden", golden_path))
@@ -143,8 +146,8 @@ class _Export:
         return TensorSpec(name=io.output, dtype="float32", shape=tuple(extents))
 
     def build_engines(self, maker: Builder) -> None:
-        """One engine for every ONNX file."""
-        sources = [artifact for artifact in self.artifacts if artifact.kind == "onnx"]
+        """One engine for every portable graph."""
+        sources = [each for each in self.artifacts if each.kind == "onnx" and each.form == "portable"]
         for source, io in zip(sources, self.request.graphs(), strict=True):
             self._build(maker, source, io)
 
@@ -187,13 +190,12 @@ class _Export:
         request, preprocess = self.request, self.request.preprocess
         with _stage(f"reference {resolution}", self.progress) as note:
             pixels = samples.pixels(preprocess, resolution, request.seed)
-            images = normalise(pixels, preprocess)
+            normalised = normalise(pixels, preprocess)
             sized = resize(request.model, weights, resolution)
-            expected = reference.run(reference.build(request.model, sized, resolution, request.output), images)
-            note(
-                f"PyTorch float32 on {len(images)} images, rms of {request.output} {np.sqrt((expected**2).mean()):.3g}"
-            )
-        return samples.feed(pixels, images, preprocess), expected
+            expected = reference.run(reference.build(request.model, sized, resolution, request.output), normalised)
+            rms = np.sqrt((expected**2).mean())
+            note(f"PyTorch float32 on {len(normalised)} images, rms of {request.output} {rms:.3g}")
+        return samples.feed(pixels, normalised, preprocess), expected
 
     def _graph(self, weights: Weights, io: IoSpec) -> Graph:
         from ropevit_export import passes
@@ -220,8 +222,10 @@ class _Export:
             )
         return graph
 
-    def _converted(self, graph: Graph, size: Resolution, host: Arrays, feed: np.ndarray, expected: np.ndarray) -> Graph:
-        """The graph in the precision asked for.
+    def _converted(
+        self, graph: Graph, size: Resolution, host: Arrays, feed: np.ndarray, expected: np.ndarray
+    ) -> dict[Form, Graph]:
+        """The graph in the precision asked for, in every form that it is worth having in.
 
         Before it is rounded it must be the reference's to the last digits: what a lower precision may err by would hide
         a wrong table. The same run says how large values get, which a format must be able to hold.
@@ -231,7 +235,7 @@ class _Export:
 
         request, io = self.request, graph.io
         if request.precision == "fp32":
-            return graph
+            return {"portable": graph}
         with _stage(f"{request.precision} {io.resolution}", self.progress) as note:
             with tempfile.TemporaryDirectory(dir=self.folder) as folder:
                 path = Path(folder) / "float32.onnx"
@@ -250,21 +254,30 @@ class _Export:
             self.notes.append(f"before rounding: {found.sentence()}")
             if not found.passed:
                 raise ParityError(f"{found.sentence()}; no bundle was written.")
-            passes.refuse_overflow(list(zip(probes, largest, strict=True)), request.precision)
-            graph = passes.convert(graph, request.precision)
+            rounded = "fp16" if request.calib else request.precision  # what an 8-bit graph's other operations are in
+            passes.refuse_overflow(list(zip(probes, largest, strict=True)), rounded)
             top = int(largest.argmax())
             note(f"largest value {largest[top]:.3g} at {probes[top].place}")
-        return graph
+        if request.calib is None:
+            return {"portable": passes.convert(graph, request.precision)}
+        with _stage(f"calibration {size}", self.progress) as note:
+            measured_on = calibration.feeds(request.calib, io, size, host, request.preprocess)
+            both = passes.run_quantized(graph, "int8" if request.precision == "int8" else "fp8", measured_on)
+            self.notes.append(f"8-bit ranges: {len(calibration.pictures(request.calib))} images of {_source(request)}")
+            note(self.notes[-1])
+        forms: dict[Form, Graph] = {"portable": both.engines}
+        return forms | ({"onnxruntime": both.onnxruntime} if both.onnxruntime is not None else {})
 
-    def _write_onnx(self, graph: Graph, output: TensorSpec) -> Path:
+    def _write_onnx(self, graph: Graph, output: TensorSpec, form: Form) -> Path:
         request, io = self.request, graph.io
-        path = self.folder / f"model-{io.rope if io.any_size else io.resolution}.onnx"
+        stem = f"model-{io.rope if io.any_size else io.resolution}"
+        path = self.folder / (f"{stem}.onnx" if form == "portable" else f"{stem}.{form}.onnx")
         facts = {"source": self.checkpoint.source, "sha256": self.checkpoint.sha256}
         facts["trained"] = str(self.checkpoint.trained).lower()
         limits = _limits(request, io) if io.any_size else {}
         metadata = onnx_file.metadata(request.model, request.rope, request.preprocess, facts)
         onnx_file.write(graph, path, self.weight_file, metadata | limits)
-        counted, self.products[path.name] = census.of_graph(path, request.precision)
+        counted, self.products[path.name] = census.of_graph(path, request.precision, form)
         counted.require(path.name, request.precision)
         self.artifacts.append(
             manifest.ArtifactEntry(
@@ -277,6 +290,7 @@ class _Export:
                 dynamic=_dynamic_entry(request, io),
                 batch=manifest.BatchEntry(**dataclasses.asdict(io.batch)),
                 precision=request.precision,
+                form=form,
                 inputs=tuple(manifest.TensorEntry(**dataclasses.asdict(each)) for each in io.inputs),
                 outputs=(manifest.TensorEntry(**dataclasses.asdict(output)),),
                 census=_census_entries(counted),
@@ -438,6 +452,11 @@ def _engine_spec(request: Request, maker: Builder, io: IoSpec) -> EngineSpec:
         targets=request.targets,
         profiles=() if io.is_static else tuple(Profile.of(request.model, io, size) for size in request.named_sizes(io)),
     )
+
+
+def _source(request: Request) -> str:
+    """Where calibration images came from, by name: a bundle says nothing about the machine it was made on."""
+    return Path(request.calib or "").resolve().name if request.calib != images.BUILT_IN else "the packaged digits"
 
 
 def _learned(weights: Weights) -> dict[str, np.ndarray]:

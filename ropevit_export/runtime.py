@@ -65,7 +65,9 @@ class Model:
     def __init__(self, bundle: Path, backend: str, options: dict[str, Any]) -> None:
         self.manifest = manifest.read(bundle)
         self.preprocess = Preprocess(**self.manifest.preprocess.model_dump())
-        self._graphs = [artifact for artifact in self.manifest.artifacts if artifact.kind == "onnx"]
+        graphs = [artifact for artifact in self.manifest.artifacts if artifact.kind == "onnx"]
+        # Of an int8 graph in two forms, the backend's own.
+        self._graphs = sorted(graphs, key=lambda each: (each.form == "onnxruntime") != (backend == "onnxruntime"))
         if not self._graphs:
             raise BundleError(f"{bundle} holds no ONNX graph.")
         self._runner = functools.cache(

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 Family = Literal["deit", "swin"]
 RopeKind = Literal["none", "axial", "mixed"]
 RopeMode = Literal["baked", "dynamic", "inputs"]
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+# portable: for engines, OpenVINO and others · onnxruntime: what ONNX Runtime's CPU provider is fast with
+Form = Literal["portable", "onnxruntime"]
 Output = Literal["logits", "cls", "tokens"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -370,6 +372,7 @@ class Request:
     revision: str | None = None
     rope: RopeMode = "baked"
     precision: Precision = "fp32"
+    calib: str | None = None
     batch: Dim = Dim(min=1, opt=1, max=1)
     engines: tuple[str, ...] = ("auto",)
     targets: tuple[str, ...] = ()
@@ -386,6 +389,10 @@ class Request:
             self.model.check(resolution)
         if self.revision and self.weights not in ("auto", "pretrained"):
             raise UsageError(f"--revision is of the hub, but the weights are {self.weights}: leave one out.")
+        if self.precision in ("int8", "fp8") and self.calib is None:
+            raise UsageError(f"--precision {self.precision} is measured on images of the job: give --calib DIR.")
+        if self.calib is not None and self.precision not in ("int8", "fp8"):
+            raise UsageError(f"--calib is for int8 and fp8, but the precision is {self.precision}: leave one out.")
         if self.revision and self.model.packaged:
             raise UsageError(f"--revision is of the hub, but {self.model.short} is in this package: leave it out.")
         if self.targets and set(self.engines) == {"none"}:

@@ -34,7 +34,7 @@ class OnnxRuntime:
                 f"ONNX Runtime's CPU provider has no bfloat16 for {model.name}: use OpenVINO or another provider."
             )
         options = onnxruntime.SessionOptions()
-        if not optimise:
+        if not optimise or precision == "fp8":  # whose operators it has, but does not fuse
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         try:
@@ -51,7 +51,9 @@ class OnnxRuntime:
     @property
     def describe(self) -> str:
         computed = "float32"
-        if self._precision != "fp32" and self._providers == ("CPUExecutionProvider",):
+        if self._precision in ("int8", "fp8"):
+            computed = f"{self._precision} linear layers"
+        elif self._precision != "fp32" and self._providers == ("CPUExecutionProvider",):
             computed = f"{self._precision} weights and values, computed mostly in float32: no proof against overflow"
         elif self._precision != "fp32":
             computed = self._precision

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # What to compute in, by the graph's precision. Left to itself OpenVINO takes bfloat16 for a float32 graph where the CPU
 # has it; asked for float16 where it hasn't, it takes bfloat16 too, silently.
-_COMPUTE = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
+_COMPUTE = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32", "fp8": "f32"}
 
 
 class OpenVino:

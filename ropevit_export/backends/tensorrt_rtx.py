@@ -11,6 +11,7 @@ from ropevit_export.values import EngineSpec, Plan
 
 # Turing builds are larger and have no float32 matrix product: on request only.
 _ON_REQUEST = ("75",)
+_NO_FP8 = ("75", "80", "86")
 
 
 class TensorRtRtx:
@@ -31,8 +32,9 @@ class TensorRtRtx:
         self.all_targets: tuple[str, ...] = tuple(sorted((name[2:] for name in known), key=int))
 
     def targets(self, spec: EngineSpec) -> tuple[str, ...]:
-        """The targets asked for, else every one but Turing."""
-        return spec.targets or tuple(target for target in self.all_targets if target not in _ON_REQUEST)
+        """The targets asked for, else every one but Turing, as far as they have the precision."""
+        missing = (*_ON_REQUEST, *_NO_FP8) if spec.precision == "fp8" else _ON_REQUEST
+        return spec.targets or tuple(target for target in self.all_targets if target not in missing)
 
     def check(self, spec: EngineSpec) -> None:
         unknown = [target for target in spec.targets if target not in self.all_targets]
@@ -43,6 +45,9 @@ class TensorRtRtx:
             )
         if "75" in spec.targets and spec.precision == "fp32":
             raise UsageError("SM 75 (Turing) has no float32 matrix product in TensorRT-RTX: use --precision fp16.")
+        lacking = [target for target in spec.targets if target in _NO_FP8]
+        if spec.precision == "fp8" and lacking:
+            raise UsageError(f"SM {', '.join(lacking)} has no fp8: it begins with SM 89; use --precision int8.")
         if "75" in spec.targets and spec.precision == "bf16":
             raise UsageError("SM 75 (Turing) has no bfloat16: use --precision fp16.")
 

@@ -94,7 +94,8 @@ class CensusEntry(_Strict):
 
 
 class ArtifactEntry(_Strict):
-    """`targets`: compute capabilities an engine runs on. `files`: what must lie beside it.
+    """`targets`: compute capabilities an engine runs on. `files`: what must lie beside it. `form`: of an int8
+    graph there are two, one for engines and OpenVINO and one that ONNX Runtime's CPU provider is fast with.
 
     `profiles`: an engine's optimization profiles by index, each for one of `resolutions`; empty for a static engine.
     """
@@ -105,6 +106,7 @@ class ArtifactEntry(_Strict):
     resolutions: tuple[Size, ...]
     batch: BatchEntry
     precision: str
+    form: Literal["portable", "onnxruntime"] = "portable"
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
     built_with: str

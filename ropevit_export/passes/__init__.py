@@ -78,7 +78,7 @@ class Quantized:
 
 
 def run_quantized(graph: Graph, coding: Coding, feeds: Iterable[Arrays]) -> Quantized:
-    """From the float32 graph that `simplify` gives, which is used up. `feeds`: what the graph takes, an image each time."""
+    """From the float32 graph that `simplify` gives, which is used up. `feeds`: what the graph takes, batch by batch."""
     ranges = balance(graph.model, calibrate(graph.model, feeds))
     fast = None
     if coding == "int8":

@@ -63,6 +63,8 @@ def _linear(node: ir.Node) -> Linear | None:
     width = _constant_width(weight, 2)
     if x is None or weight is None or width is None or not _is_plain(node):
         return None
+    if len(weight.uses()) > 1:  # no layer's own: a matrix that tables are computed with
+        return None
     if node.op_type == "Gemm":
         return Linear(product=node, x=x, weight=weight, add=None, bias=rest[0] if rest else None)
     users = [user for user, _ in node.outputs[0].uses()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ import onnx_ir as ir
 from ropevit_export.errors import PassError
 from ropevit_export.passes.precision import POLICIES
 from ropevit_export.values import Precision
+
+# A module's weight or bias, in whatever form a pass has left it.
+_PARAMETER = re.compile(r"^(.+)\.(?:shifted_)?(?:weight|bias)(?:_[a-z0-9]+)?$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,8 +33,8 @@ def places(graph: ir.Graph) -> dict[ir.Node, str]:
     last = "input"
     for node in graph:
         for value in node.inputs:
-            if value is not None and value.is_initializer() and (value.name or "").endswith((".weight", ".bias")):
-                last = (value.name or "").rpartition(".")[0]
+            if value is not None and value.is_initializer() and (named := _PARAMETER.search(value.name or "")):
+                last = named[1]
         found[node] = last
     return found
 

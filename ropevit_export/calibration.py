@@ -1,0 +1,46 @@
+"""Images that 8-bit ranges are measured on, through the bundle's own preprocessing. Never random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ropevit_export.errors import InputError
+from ropevit_export.images import BUILT_IN, DIGITS_FOLDER, image_files, opened
+from ropevit_export.parity import samples
+from ropevit_export.preprocess import crop, normalise
+from ropevit_export.values import IoSpec, Preprocess, Resolution
+
+if TYPE_CHECKING:
+    from ropevit_export.values import Array, Arrays
+
+# More change ranges little: minimum and maximum of a few dozen images are those of the job.
+MOST = 64
+
+
+def pictures(calib: str) -> list[Callable[[], Image.Image]]:
+    """At most `MOST` images of a folder and the folders in it, spread evenly over their sorted names; or the packaged
+    ones, digits that the packaged model was trained on.
+    """
+    if calib == BUILT_IN:
+        with np.load(DIGITS_FOLDER / "calibration.npz") as file:
+            return [lambda image=image: Image.fromarray(image) for image in file["images"]]  # type: ignore[misc]
+    root = Path(calib).expanduser()
+    files = image_files(root)
+    if not files:
+        raise InputError(f"--calib {root} holds no images: needs a folder with some dozens of the job's own.")
+    chosen = np.unique(np.linspace(0, len(files) - 1, min(MOST, len(files))).astype(int))
+    return [lambda path=files[index]: opened(path) for index in chosen]  # type: ignore[misc]
+
+
+def feeds(calib: str, io: IoSpec, size: Resolution, host: Arrays, preprocess: Preprocess) -> Iterator[Arrays]:
+    """What a graph takes, in batches of its smallest; the last is filled up with the first of itself."""
+    batch, waiting = io.batch.min, list(pictures(calib))
+    for start in range(0, len(waiting), batch):
+        pixels: Array = np.stack([crop(each(), preprocess, size) for each in waiting[start : start + batch]])
+        pixels = np.resize(pixels, (batch, *pixels.shape[1:])).astype(np.uint8)
+        yield {io.image.name: samples.feed(pixels, normalise(pixels, preprocess), preprocess), **host}
