@@ -70,6 +70,8 @@ def export(
     if out is not None:
         out = out.expanduser()
         out = out if out.name not in ("", "..") else out.resolve()
+    if request.calib is not None:
+        calibration.pictures(request.calib)  # that there are any, before minutes of work
     makers, remark = builders(request.engines)
     for maker in makers:
         for io in request.graphs():
