@@ -52,10 +52,7 @@ def plant(bundle: Path, name: str) -> None:
     ("weight", "place"),
     [
         ("blocks.7.attention.qkv.weight", "blocks.7.attention"),
-        ("blocks.7.attention.proj.weight", "blocks.7.attention"),
-        ("blocks.7.mlp.fc1.weight", "blocks.7.mlp"),
         ("blocks.11.mlp.fc2.weight", "blocks.11.mlp"),
-        ("blocks.0.attention.qkv.weight", "blocks.0.attention"),
         ("embed.weight", "blocks.0.norm1"),
     ],
 )

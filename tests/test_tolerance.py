@@ -127,7 +127,8 @@ def test_bfloat16_lets_its_own_rounding_through_and_nothing_gross(case: Make, mo
     rounded = {name: tensor.bfloat16().float() for name, tensor in each.sized.tensors.items()}
     ours = each.deploy(weights=dataclasses.replace(each.sized, tensors=rounded))
     assert verdicts(each, ours, "fp32", "fp16", "bf16") == {"fp32": False, "fp16": False, "bf16": True}
-    assert verdicts(each, each.deploy(tables=swapped(each)), "bf16") == {"bf16": False}
+    wrong = verdicts(each, each.deploy(tables=swapped(each)), "bf16", "int8", "fp8")
+    assert wrong == {"bf16": False, "int8": False, "fp8": False}
     silent = each.spec.blocks[len(each.spec.blocks) // 2][0] + "mlp.fc2.weight"
     tensors = {**each.sized.tensors, silent: torch.zeros_like(each.sized.tensors[silent])}
     assert verdicts(each, each.deploy(weights=dataclasses.replace(each.sized, tensors=tensors)), "bf16") == {
