@@ -31,8 +31,8 @@ class Linear:
 
 
 def linear_layers(model: ir.Model) -> list[Linear]:
-    """In order, but for the one whose result is an output."""
-    found = [_linear(node) for node in model.graph]
+    """In order, but for the one whose result is an output. A table that a graph computes from shapes has none."""
+    found = [_linear(node) for node in _data_nodes(model.graph)]
     return [each for each in found if each is not None and not _is_last(each)]
 
 
@@ -54,6 +54,17 @@ def readers(value: ir.Value, layers: Mapping[ir.Node, Linear]) -> list[Linear]:
     if foreign or any(each.is_graph_output() for each in reached):
         return []
     return found
+
+
+def _data_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """Nodes that the inputs' values reach; a shape is not a value."""
+    reached = set(graph.inputs)
+    nodes = []
+    for node in graph:
+        if node.op_type != "Shape" and not reached.isdisjoint(node.inputs):
+            nodes.append(node)
+            reached.update(node.outputs)
+    return nodes
 
 
 def _linear(node: ir.Node) -> Linear | None:
