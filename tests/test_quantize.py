@@ -196,7 +196,8 @@ def test_a_one_sided_range_uses_all_codes_and_keeps_zero() -> None:
     given = Range(low=np.float32([-0.2, 0]), high=np.float32([1, 9]))
     step, shift = step_and_shift(given, "int8")
     codes = np.round(np.array([-0.2, 0, 9]) / step) - shift
-    assert codes.tolist() == [-126, -shift, 126]
+    assert codes[1] == -shift
+    assert -127 <= codes[0] <= -126 < 126 <= codes[2] <= 127
     assert step_and_shift(given, "fp8") == (pytest.approx(9 / 448), 0)
     assert step_and_shift(Range(low=np.float32([-6]), high=np.float32([9])), "int8") == (pytest.approx(9 / 127), 0)
     assert step_and_shift(Range(low=np.float32([0]), high=np.float32([0])), "int8")[0] > 0

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ropevit_export.passes.precision import data_nodes
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Linear:
@@ -31,8 +33,8 @@ class Linear:
 
 
 def linear_layers(model: ir.Model) -> list[Linear]:
-    """In order, but for the one whose result is an output."""
-    found = [_linear(node) for node in model.graph]
+    """In order, but for the one whose result is an output. A table that a graph computes from shapes has none."""
+    found = [_linear(node) for node in data_nodes(model.graph)]
     return [each for each in found if each is not None and not _is_last(each)]
 
 
@@ -62,8 +64,6 @@ def _linear(node: ir.Node) -> Linear | None:
     x, weight, *rest = node.inputs
     width = _constant_width(weight, 2)
     if x is None or weight is None or width is None or not _is_plain(node):
-        return None
-    if len(weight.uses()) > 1:  # no layer's own: a matrix that tables are computed with
         return None
     if node.op_type == "Gemm":
         return Linear(product=node, x=x, weight=weight, add=None, bias=rest[0] if rest else None)

@@ -56,7 +56,7 @@ class ToHalf(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        data = _data_nodes(graph)
+        data = data_nodes(graph)
         wanted = {node: self._dtype(node, node in data) for node in graph}
         casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         for node, dtype in wanted.items():
@@ -112,7 +112,7 @@ class ToHalf(ir.passes.InPlacePass):
         return made
 
 
-def _data_nodes(graph: ir.Graph) -> dict[ir.Node, None]:
+def data_nodes(graph: ir.Graph) -> dict[ir.Node, None]:
     """Nodes that the image's values reach, in order; a shape is not a value."""
     reached = set(graph.inputs)
     nodes: dict[ir.Node, None] = {}

@@ -5,7 +5,7 @@ Quantized: the products of `linear.py`, weights by output channel. Not quantized
 float32), Softmax, LayerNorm, the rotation, the patch convolution, the last layer.
 
 Why not a library's own placement: with their defaults, modelopt and onnxruntime.quantization leave features of a
-trained ViT at a cosine of 0.91 and 0.90, this at 0.999 (`scripts/bench_quantize` measures it). They quantize residual
+trained ViT at a cosine of 0.91, this at 0.999 (`scripts/bench_quantize` measures it). They quantize residual
 sums and attention too, give Gelu's one-sided outputs half of the codes, and leave outliers where they are. modelopt
 also asks for older releases of onnx and onnxruntime than this package's.
 
