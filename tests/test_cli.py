@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from ropevit_export import cli
 from ropevit_export.models.initial import random_checkpoint
-from ropevit_export.models.zoo import MODELS, find_model
+from ropevit_export.models.zoo import EXAMPLES, MODELS, find_model
 from ropevit_export.parity import tolerance
 from tests.conftest import SMALL
 
@@ -91,9 +91,10 @@ def test_help_and_models_say_all(run: Run) -> None:
     assert code == 0
     assert "--rope" in out
     code, out, _ = run("models")
-    assert len(out.splitlines()) == len(MODELS)
+    listed = [spec.name for spec in (*MODELS, *EXAMPLES)]
+    assert len(out.splitlines()) == len(listed)
     code, out, _ = run("models", "--json")
-    assert [row["name"] for row in json.loads(out)] == [spec.name for spec in MODELS]
+    assert [row["name"] for row in json.loads(out)] == listed
 
 
 def test_without_a_hub_the_bundle_is_random_and_says_so(run: Run, tmp_path: Path) -> None:
