@@ -127,8 +127,10 @@ def test_bfloat16_lets_its_own_rounding_through_and_nothing_gross(case: Make, mo
     rounded = {name: tensor.bfloat16().float() for name, tensor in each.sized.tensors.items()}
     ours = each.deploy(weights=dataclasses.replace(each.sized, tensors=rounded))
     assert verdicts(each, ours, "fp32", "fp16", "bf16") == {"fp32": False, "fp16": False, "bf16": True}
-    wrong = verdicts(each, each.deploy(tables=swapped(each)), "bf16", "int8", "fp8")
-    assert wrong == {"bf16": False, "int8": False, "fp8": False}
+    # fp8 rounds as coarsely as x and y swapped in a Swin's windows err (0.42 of rms)
+    judged: tuple[Precision, ...] = ("bf16", "int8") if each.spec.family == "swin" else ("bf16", "int8", "fp8")
+    wrong = verdicts(each, each.deploy(tables=swapped(each)), *judged)
+    assert wrong == dict.fromkeys(judged, False)
     silent = each.spec.blocks[len(each.spec.blocks) // 2][0] + "mlp.fc2.weight"
     tensors = {**each.sized.tensors, silent: torch.zeros_like(each.sized.tensors[silent])}
     assert verdicts(each, each.deploy(weights=dataclasses.replace(each.sized, tensors=tensors)), "bf16") == {

@@ -36,6 +36,6 @@ TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(relative=1e-4, cosine=0.99999999),
     "fp16": Tolerance(relative=1.5e-2, cosine=0.99999),
     "bf16": Tolerance(relative=1.5e-1, cosine=0.9993),
-    "int8": Tolerance(relative=5e-1, cosine=0.99),
+    "int8": Tolerance(relative=3e-1, cosine=0.995),
     "fp8": Tolerance(relative=8e-1, cosine=0.98),
 }
