@@ -56,8 +56,9 @@ Ranges = Mapping[str, Range]  # by the name of a linear layer's input
 def calibrate(model: ir.Model, feeds: Iterable[Arrays]) -> dict[str, Range]:
     """Run a float32 graph on each feed in turn, in ONNX Runtime, and measure every linear layer's input.
 
-    Two numbers a channel are all that is kept: onnxruntime's calibrators keep every tensor of every image until the
-    last, 150 MB an image for a base model. Raises PassError without an image, and where a value is not finite.
+    Two numbers a channel are all that is kept. Of onnxruntime's calibrators, the one for minimum and maximum gives a
+    range a tensor, too coarse to balance; the others hold every tensor of every image until the last.
+    Raises PassError without an image, and where a value is not finite.
     """
     import onnxruntime
 
