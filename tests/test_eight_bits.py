@@ -50,8 +50,6 @@ def test_the_manifest_names_the_forms_and_what_they_compute_in(bundle: Path) -> 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_backend_gets_its_own_form(bundle: Path, backend: str) -> None:
-    if (bundle.name, backend) == ("fp8", "openvino"):
-        pytest.skip("OpenVINO's CPU device has no fp8")
     model, size = load(bundle, backend), Resolution.parse("32")
     image, expected = golden.read(bundle / golden.name(size))
     own = bundle.name == "int8" and backend == "onnxruntime"

@@ -40,6 +40,8 @@ class OpenVino:
             raise BackendError(f"asked OpenVINO to compute {model.name} in {wanted}, {device} takes {taken}.")
         self._inputs = {each.get_any_name() for each in self._compiled.inputs}
         self._describe = f"OpenVINO {openvino.__version__.split('-')[0]}, {device}, computed in {taken}"
+        if precision in ("int8", "fp8"):
+            self._describe += f" around {precision} codes"
         if precision == "fp16":
             self._describe += ", float16 weights: no proof against overflow"
 
