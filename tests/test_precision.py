@@ -21,6 +21,7 @@ from ropevit_export.bundle import onnx_file
 from ropevit_export.errors import BackendError, PassError
 from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.zoo import find_model
+from ropevit_export.parity import tolerance
 from ropevit_export.passes.places import Probe, places
 from ropevit_export.passes.precision import POLICIES, ToHalf
 from ropevit_export.rope.tables import block_tables
@@ -111,6 +112,17 @@ def test_an_activation_that_overflows_is_refused_with_the_blocks_name(
     assert err.startswith("error: blocks.7.")
     assert "fp16 ends at 65504: use --precision bf16 or fp32 for this model" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_is_judged_in_float32_before_it_is_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(tolerance.TOLERANCES, "fp32", tolerance.Tolerance(relative=1e-12, cosine=1.0))
+    arguments = ("--model", "rope_mixed_deit_digits", "--res", "32", "--engine", "none", "-q", "--precision", "bf16")
+    assert cli.run([*arguments, "--out", str(tmp_path / "out")]) == 3
+    assert capsys.readouterr().err.startswith("error: the float32 graph at 32")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.out-of-tolerance.md"]
+    assert "FAILED" in (tmp_path / "out.out-of-tolerance.md").read_text()
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
