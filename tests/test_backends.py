@@ -13,7 +13,7 @@ from ropevit_export.backends.openvino import OpenVino
 from ropevit_export.backends.select import BUILDERS, CHOICES, builders, runner
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.bundle import onnx_file
-from ropevit_export.cli import ENGINES
+from ropevit_export.cli.options import ENGINES
 from ropevit_export.errors import BackendError, UsageError
 from ropevit_export.rope.tables import block_factors, block_tables
 from ropevit_export.trace.export import trace, trace_dynamic, trace_inputs

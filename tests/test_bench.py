@@ -12,6 +12,7 @@ import pytest
 from ropevit_export import bench, cli
 from ropevit_export.backends.select import RUNNERS
 from ropevit_export.bench import Contender, Timing, contenders
+from ropevit_export.cli import options
 from ropevit_export.errors import UsageError
 
 HERE = Path("bundles")
@@ -37,7 +38,7 @@ def test_contenders_of_the_same_name_are_refused() -> None:
 
 
 def test_the_command_line_offers_the_runners_there_are() -> None:
-    assert tuple(RUNNERS) == cli.BACKENDS
+    assert tuple(RUNNERS) == options.BACKENDS
 
 
 def test_a_ratio_is_of_medians_and_its_spread_is_of_rounds() -> None:

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from ropevit_export import cli
+from ropevit_export.cli import export, terminal
 from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.zoo import EXAMPLES, MODELS, find_model
 from ropevit_export.parity import tolerance
@@ -213,12 +214,12 @@ def test_no_space_left_leaves_the_old_bundle(bundle: Path, tmp_path: Path) -> No
 
 def test_a_signal_that_a_library_swallows_ends_the_next_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(cli._Interrupted, "arrived", False)
-    with cli._progress(2, quiet=True) as progress:
+    monkeypatch.setattr(terminal.Interrupted, "arrived", False)
+    with terminal.progress_bar(2, quiet=True) as progress:
         progress("weights")
         with contextlib.suppress(BaseException):
-            cli._interrupt(signal.SIGINT, None)
-        with pytest.raises(cli._Interrupted):
+            terminal.interrupt(signal.SIGINT, None)
+        with pytest.raises(terminal.Interrupted):
             progress("trace")
 
 
@@ -251,7 +252,7 @@ def test_a_bug_of_ours_is_one_line_and_a_traceback_on_request(run: Run, monkeypa
     def broken(name: str) -> None:
         raise LookupError("of ours")
 
-    monkeypatch.setattr(cli, "find_model", broken)
+    monkeypatch.setattr(export, "find_model", broken)
     code, _, err = run(*SMALL)
     assert code == 1
     assert_one_line(err, "unexpected LookupError: of ours. Please report it")

@@ -1,0 +1,75 @@
+"""`eval BUNDLE --data DIR`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ropevit_export.cli.export import cli
+from ropevit_export.cli.options import BACKENDS
+from ropevit_export.cli.terminal import quiet_libraries, show
+from ropevit_export.values import Resolution
+
+if TYPE_CHECKING:
+    from ropevit_export.evaluate import Accuracy
+
+
+@cli.command(name="eval")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, metavar="DIR|digits", help="One folder a class, as ImageNet's; or the built-in digits."
+)
+@click.option("--weights", metavar="PATH|random", help="PyTorch's weights, if not where the manifest says.")
+@click.option("--backend", type=click.Choice(BACKENDS), help="What runs the graphs  [default: as `check` does].")
+@click.option("--res", metavar="N|HxW", help="One size  [default: all that the bundle names].")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only N images, spread over all classes.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+def evaluate(
+    bundle: Path, data: str, weights: str | None, backend: str | None, res: str | None, limit: int | None,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Accuracy of a bundle's graphs beside PyTorch's, on the same images."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from ropevit_export import evaluate as evaluating
+
+    resolution = Resolution.parse(res) if res else None
+    columns = (*Progress.get_default_columns()[:3], MofNCompleteColumn(), TimeRemainingColumn())
+    with quiet_libraries(), Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+        task = bar.add_task("images")
+        rows = evaluating.evaluate(
+            bundle, data, weights=weights, backend=backend, resolution=resolution, limit=limit,
+            progress=lambda done, count: bar.update(task, completed=done, total=count),
+        )  # fmt: skip
+    if as_json:
+        click.echo(
+            json.dumps({"bundle": str(bundle), "data": data, "accuracy": [dataclasses.asdict(each) for each in rows]})
+        )
+    else:
+        _print_accuracy(rows)
+
+
+def _print_accuracy(rows: Sequence[Accuracy]) -> None:
+    from rich.table import Table
+
+    table = Table("contender", "runtime", "size", "images", "top-1 %", "top-5 %", "to PyTorch", "published")
+    for each in rows:
+        height, width = each.resolution
+        table.add_row(
+            each.contender,
+            each.runtime,
+            f"{height}x{width}",
+            str(each.images),
+            f"{each.top1:.2f}",
+            "" if each.top5 is None else f"{each.top5:.2f}",
+            f"{each.difference:+.2f} ± {each.standard_error:.2f}",
+            "" if each.published is None else f"{each.published:.1f}",
+        )
+    show(table, 160)

@@ -1,0 +1,175 @@
+"""`ropevit-export --model NAME --res N`: the main job, and the group that the verbs belong to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ropevit_export.cli.options import ENGINES, list_of, target
+from ropevit_export.cli.terminal import progress_bar, quiet_libraries, show
+from ropevit_export.errors import UsageError
+from ropevit_export.models.zoo import find_model
+from ropevit_export.values import Dim, Request, Resolution
+
+if TYPE_CHECKING:
+    from ropevit_export.pipeline import Bundle
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 good, 1 a stage failed, 2 usage, 3 out of tolerance.",
+)
+@click.option("--model", metavar="NAME", help="Official, short or timm name; `ropevit-export models` lists them.")
+@click.option(
+    "--res",
+    multiple=True,
+    metavar="N|HxW",
+    callback=list_of(Resolution.parse),
+    help="Image size; repeatable, commas too.",
+)
+@click.option(
+    "--rope",
+    type=click.Choice(["baked", "dynamic", "inputs"]),
+    default="baked",
+    show_default=True,
+    help="Rotary tables: constants, one graph a size; or one graph for every size up to the largest (DeiT), where the "
+    "graph makes them (dynamic) or the host feeds them (inputs).",
+)
+@click.option(
+    "--weights",
+    default="auto",
+    show_default=True,
+    metavar="auto|pretrained|random|PATH",
+    help="auto: cached or hub weights, random ones where no hub can be reached. pretrained: no weights is an error.",
+)
+@click.option(
+    "--revision",
+    metavar="COMMIT",
+    help="The hub's commit to take weights from  [default: the cached one, else the newest].",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
+    default="fp32",
+    show_default=True,
+    help="Number format of the graph itself.",
+)
+@click.option("--calib", metavar="DIR|digits", help="Images of the job, which int8 and fp8 ranges are measured on.")
+@click.option("--batch", default="1", show_default=True, metavar="N|MIN:OPT:MAX", help="Static or dynamic batch.")
+@click.option(
+    "--engine",
+    multiple=True,
+    type=click.Choice(ENGINES),
+    default=("auto",),
+    help="Repeatable. auto: TensorRT-RTX, built ahead of time, where it is installed.  [default: auto]",
+)
+@click.option(
+    "--sm",
+    multiple=True,
+    metavar="CC",
+    callback=list_of(target),
+    help="Compute capabilities an engine must run on, such as 86,89,120.  [default: all but 75]",
+)
+@click.option(
+    "--output",
+    type=click.Choice(["logits", "cls", "tokens"]),
+    default="logits",
+    show_default=True,
+    help="Head, pooled feature, or all tokens.",
+)
+@click.option("--pixels", is_flag=True, help="The graph takes raw uint8 NHWC pixels and normalises itself.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="For random weights and the noise that parity is measured on.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The bundle's folder  [default: engines/<short name>-<res>-<precision>].",
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is whole.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+@click.version_option(package_name="ropevit-export")
+@click.pass_context
+def cli(ctx: click.Context, /, **options: Any) -> None:
+    """RoPE-ViT checkpoints to verified ONNX graphs and TensorRT engines.
+
+    \b
+    ropevit-export --model rope_mixed_deit_base --res 384
+    """  # fmt: skip
+    given = [
+        max(each.opts, key=len)
+        for each in ctx.command.params
+        if each.name and ctx.get_parameter_source(each.name) == click.core.ParameterSource.COMMANDLINE
+    ]
+    if ctx.invoked_subcommand is not None:
+        if given:
+            raise UsageError(f"{ctx.invoked_subcommand} takes no {given[0]} before its name.")
+        return
+    if not given:
+        click.echo(ctx.get_help())
+        return
+    _export(**options)
+
+
+def _export(
+    *, model: str | None, res: tuple[Resolution, ...], batch: str, engine: tuple[str, ...], sm: tuple[str, ...],
+    out: Path | None, force: bool, as_json: bool, quiet: bool, **rest: Any,
+) -> None:  # fmt: skip
+    if not model:
+        raise UsageError("no model: give --model NAME; `ropevit-export models` lists them.")
+    request = Request(
+        model=find_model(model),
+        resolutions=res,
+        batch=Dim.parse(batch),
+        engines=engine,
+        targets=tuple(dict.fromkeys(sm)),
+        **rest,
+    )
+    from ropevit_export import pipeline
+
+    with quiet_libraries(), progress_bar(pipeline.stage_count(request), quiet=quiet) as progress:
+        bundle = pipeline.export(request, out=out, force=force, progress=progress)
+    if as_json:
+        click.echo(
+            json.dumps({"bundle": str(bundle.path), "remark": bundle.remark, **bundle.manifest.model_dump(mode="json")})
+        )
+    else:
+        _print_summary(bundle)
+
+
+def _print_summary(bundle: Bundle) -> None:
+    from rich.table import Table
+
+    from ropevit_export.bundle.report import UNTRAINED
+
+    manifest = bundle.manifest
+    # of several sizes the one nearest to its limit
+    parity = {each.artifact: each for each in sorted(manifest.parity, key=lambda each: each.metrics["relative"] or 0)}
+    table = Table("artifact", "size", "batch", "precision", "MB", "max error", "of limit", "parity")
+    for each in manifest.artifacts:
+        parts = [each.path, *(part.path for part in each.files if part.kind == "weights")]
+        size = sum((bundle.path / part).stat().st_size for part in parts) / 1e6
+        row = parity.get(each.path)
+        verdict = ["", "", "not run here"]
+        if row is not None:
+            error = row.metrics["relative"] or 0.0
+            verdict = [f"{row.metrics['max_abs']:.1e}", f"{error / row.tolerance['relative']:.1%}", "passed"]
+        sizes = ", ".join(f"{h}x{w}" for h, w in each.resolutions)
+        if each.dynamic:
+            sizes = f"up to {each.dynamic.max[0]}x{each.dynamic.max[1]}"
+        batch = str(Dim(**each.batch.model_dump()))
+        table.add_row(each.path, sizes, batch, each.precision, f"{size:.1f}", *verdict)
+    show(table, 120)
+    if bundle.remark:
+        click.echo(bundle.remark)
+    click.echo(f"{bundle.path}" + ("" if manifest.weights.trained else f"  {UNTRAINED}"))

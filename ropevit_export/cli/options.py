@@ -1,0 +1,38 @@
+"""How texts of options become values, and choices whose owners are too heavy to import for `--help`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ropevit_export.errors import UsageError
+
+ENGINES = ("auto", "none", "tensorrt-rtx")
+BACKENDS = ("onnxruntime", "openvino")
+
+
+def list_of(
+    parse: Callable[[str], Any],
+) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[Any, ...]]:
+    """A callback for an option that may be repeated and may hold commas."""
+
+    def callback(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
+        return tuple(parse(part.strip()) for value in values for part in value.split(","))
+
+    return callback
+
+
+def count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise UsageError(f"--batch {text!r} is not a number of images, such as 8.")
+    return int(text)
+
+
+def target(text: str) -> str:
+    """`89`, `8.9`, `sm89` or `SM_89`."""
+    digits = text.lower().removeprefix("sm").strip("_").replace(".", "")
+    if not (digits.isascii() and digits.isdigit()):
+        raise UsageError(f"--sm {text!r} is not a compute capability, such as 89 or 120.")
+    return digits

@@ -1,0 +1,82 @@
+"""What all verbs share with a terminal: signals, progress, tables. Nothing here imports torch or a runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Ctrl-C, a polite kill, a closed terminal (which Windows does not have)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Interrupted(BaseException):
+    """Raised where a signal arrives, so that every `finally` on the way out runs.
+
+    Python drops what is raised inside a finaliser or a library's callback: the next stage then raises it again.
+    """
+
+    arrived = False
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    Interrupted.arrived = True
+    for signum in SIGNALS:  # a second one must not stop the clean-up
+        signal.signal(signum, signal.SIG_IGN)
+    raise Interrupted
+
+
+@contextlib.contextmanager
+def progress_bar(stages: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, one line a stage elsewhere; both on stderr."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+    from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, quiet=quiet)
+    log = logging.getLogger("ropevit_export")
+    if not console.is_terminal:
+        handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    else:
+        handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    if not quiet:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    try:
+        with Progress(
+            SpinnerColumn(), *Progress.get_default_columns()[:2], TimeElapsedColumn(), console=console, transient=True,
+            disable=quiet or not console.is_terminal,
+        ) as bar:  # fmt: skip
+            task = bar.add_task("", total=stages)
+            done = iter(range(stages + 1))
+
+            def advance(stage: str) -> None:
+                if Interrupted.arrived:
+                    raise Interrupted
+                bar.update(task, description=stage, completed=next(done, stages))
+
+            yield advance
+    finally:
+        log.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """What libraries print goes nowhere near our stdout, and their warnings are not the user's."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def show(table: Table, width: int = 140) -> None:
+    """A table on stdout; `width`: columns where stdout is no terminal."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else width).print(table)
