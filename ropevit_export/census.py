@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
@@ -33,7 +34,9 @@ _ONNX = {
 _TENSORRT = {"Float": ("fp32", 4), "Half": ("fp16", 2), "BFloat16": ("bf16", 2), "Int8": ("int8", 1), "FP8": ("fp8", 1)}
 _OTHER_BYTES = {"Int32": 4, "Int64": 8, "UInt8": 1, "Bool": 1}
 # Kernels that multiply; generated ones only move and combine, apart from fused attention.
-_MULTIPLYING = frozenset({"runtime_fusion", "gemm", "correlation"})
+_MULTIPLYING = frozenset({"runtime_fusion", "gemm", "correlation"}) | {
+    "FullyConnected", "Convolution", "MatMul", "Subgraph",  # OpenVINO
+}  # fmt: skip
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,9 +59,11 @@ class Census:
     counts: dict[str, Count] = field(default_factory=lambda: defaultdict(Count))
     faults: list[str] = field(default_factory=list)
 
-    def require(self, artifact: str, precision: Precision) -> None:
-        """Raise BackendError where the artifact does not compute in what was asked for."""
-        if self.faults or not self.counts[precision].products:
+    def require(self, artifact: str, precision: Precision, lifts: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Raise BackendError where the artifact does not compute in what was asked for, or in what `lifts` says that a
+        device makes of it.
+        """
+        if self.faults or not self.counts[lifts.get(precision, precision)].products:
             reason = "; ".join(self.faults[:3]) or "no product runs in it"
             raise BackendError(
                 f"{artifact} was asked for in {precision}, but {len(self.faults)} products are not: {reason}."

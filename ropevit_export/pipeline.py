@@ -9,7 +9,7 @@ import logging
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from ropevit_export import calibration, census, images
 from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, staging
-from ropevit_export.errors import ParityError
+from ropevit_export.errors import ParityError, UsageError
 from ropevit_export.parity import compare, samples
 from ropevit_export.parity.tolerance import TOLERANCES, Tolerance
 from ropevit_export.preprocess import normalise
@@ -59,9 +59,14 @@ class Bundle:
 
 
 def export(
-    request: Request, *, out: Path | None = None, force: bool = False, progress: Progress = lambda stage: None
+    request: Request,
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    cache: Path | None = None,
+    progress: Progress = lambda stage: None,
 ) -> Bundle:
-    """Run every stage for every resolution and write the bundle.
+    """Run every stage for every resolution and write the bundle. `cache`: a folder of engines built before.
 
     Raises RopevitError; a bundle that is out of tolerance is not written, its report is kept beside where it would be.
     """
@@ -73,24 +78,20 @@ def export(
     if request.calib is not None:
         calibration.pictures(request.calib)  # that there are any, before minutes of work
     makers, remark = builders(request.engines)
-    for maker in makers:
-        for io in request.graphs():
-            maker.check(_engine_spec(request, maker, io))
+    _check_engines(request, makers)
     if out is not None:
         staging.refuse_existing(out, force=force)
     weights, checkpoint = _load(request, progress)
     final = _final_folder(request, checkpoint, out)
     with staging.staged(final, force=force) as folder:
-        work = _Export(request, checkpoint, weights.classes, folder, progress)
+        work = _Export(request, checkpoint, weights.classes, folder, cache, progress)
         for io in request.graphs():
             work.one_graph(weights, io)
-            failed = [each for each in work.parity if not each.passed]
-            if failed:
-                kept = _keep_report(work, final)
-                raise ParityError(f"{failed[0].sentence()}; no bundle was written, the report is {kept}.")
+            _require_parity(work, final)
         del weights  # builders need the memory
         for maker in makers:
             work.build_engines(maker)
+            _require_parity(work, final)
         written = work.finish()
     return Bundle(path=final, manifest=written, remark=remark)
 
@@ -110,10 +111,11 @@ class _Export:
         checkpoint: Checkpoint,
         classes: int,
         folder: Path,
+        cache: Path | None,
         progress: Progress,
     ) -> None:
         self.request, self.checkpoint, self.classes = request, checkpoint, classes
-        self.folder, self.progress = folder, progress
+        self.folder, self.cache, self.progress = folder, cache, progress
         self.artifacts: list[manifest.ArtifactEntry] = []
         self.parity: list[compare.ParityReport] = []
         self.files: list[manifest.FileEntry] = []
@@ -121,24 +123,28 @@ class _Export:
         self.products: dict[str, Mapping[str, str]] = {}  # what each product of a graph must run in
         self.weight_file = onnx_file.WeightFile(path=folder / "weights.data")
         self.served: list[manifest.FileEntry] = []  # files that every artifact needs beside it
+        self.position_parts: Mapping[str, np.ndarray] = {}  # what a host's inputs are filled from
 
     def one_graph(self, weights: Weights, io: IoSpec) -> None:
         """From weights to an ONNX file that is checked at one size or, a dynamic one, at several."""
         sizes = self.request.checked_sizes(io)
         theirs = {size: self._reference(weights, size) for size in sizes}
         graph = self._graph(weights, io)
-        parts = self._write_positions(weights, io) if io.positions else {}
-        host = {size: inputs.fill(parts, *self.request.model.grid(size)) for size in sizes}
+        self.position_parts = self._write_positions(weights, io) if io.positions else {}
+        host = {size: self._host(size) for size in sizes}
         graphs = self._converted(graph, sizes[0], host[sizes[0]], *theirs[sizes[0]])
         output = self._output(io, theirs[sizes[0]][1])
         paths = [self._write_onnx(made, output, form) for form, made in graphs.items()]
         del graph, graphs
         for size, (feed, expected) in theirs.items():
             for path in paths:
-                self._check(path, io, size, host[size], feed, expected)
+                self._check(self._checkers(path), path.name, io, size, (host[size], feed, expected))
             golden_path = self.folder / golden.name(size)
             golden.write(golden_path, feed, expected)
             self.files.append(_file("golden", golden_path))
+
+    def _host(self, size: Resolution) -> Arrays:
+        return inputs.fill(self.position_parts, *self.request.model.grid(size))
 
     @staticmethod
     def _output(io: IoSpec, expected: np.ndarray) -> TensorSpec:
@@ -310,36 +316,50 @@ class _Export:
         self.served.append(_file(positions.KIND, path))
         return parts
 
-    def _check(
-        self, path: Path, io: IoSpec, size: Resolution, host: Arrays, feed: np.ndarray, expected: np.ndarray
-    ) -> None:
+    def _checkers(self, path: Path) -> Iterator[Runner]:
         from ropevit_export.backends.select import checkers
 
-        request, tolerance = self.request, TOLERANCES[self.request.precision]
+        return checkers(path, self.request.precision)
+
+    def _check(
+        self,
+        runners: Iterable[Runner],
+        artifact: str,
+        io: IoSpec,
+        size: Resolution,
+        sample: tuple[Arrays, np.ndarray, np.ndarray],
+    ) -> None:
+        """`sample`: what the host fills, the images, the reference's answers."""
+        tolerance = TOLERANCES[self.request.precision]
         with _stage(f"parity {size}", self.progress) as note:
-            measured = [
-                each
-                for runner in checkers(path, request.precision)
-                for each in measure(runner, path.name, io, size, host, feed, expected, tolerance)
-            ]
+            measured = [each for runner in runners for each in measure(runner, artifact, io, size, *sample, tolerance)]
             self.parity += measured
             note(max(measured, key=lambda each: each.metrics.relative).sentence())
 
     def _build(self, maker: Builder, source: manifest.ArtifactEntry, io: IoSpec) -> None:
+        from ropevit_export.backends import cache
+
         spec = _engine_spec(self.request, maker, io)
         with _stage(f"{maker.runtime} {io.resolution}", self.progress) as note:
             onnx = self.folder / source.path
-            plan = maker.build(onnx, spec)
             path = onnx.with_suffix(maker.suffix)
-            path.write_bytes(plan.data)
+            plan = cache.build(maker, onnx, self.weight_file.path, spec, path, self.cache)
             layers = onnx.with_suffix(f"{maker.suffix}.layers.json")
             layers.write_text(
                 json.dumps({"built_with": plan.built_with, "layers": plan.layers}, indent=1) + "\n", "utf-8"
             )
-            counted = census.of_engine(plan.layers, self.products[source.path])
-            counted.require(path.name, self.request.precision)
-            note(f"{len(plan.layers)} kernels, {len(plan.data) / 1e6:.0f} MB, SM {', '.join(plan.targets)}")
-        self.notes.append(_engine_note(path.name, plan))
+            wanted = {node: plan.lifts.get(name, name) for node, name in self.products[source.path].items()}
+            counted = census.of_engine(plan.layers, wanted)
+            counted.require(path.name, self.request.precision, plan.lifts)
+            size = sum(file.stat().st_size for file in plan.files)
+            targets = f", SM {', '.join(plan.targets)}" if plan.targets else ""
+            note(f"{len(plan.layers)} kernels, {size / 1e6:.0f} MB{targets}")
+        runner = maker.runner(path, self.request.precision)
+        self.notes.append(_engine_note(path.name, plan, ran=runner is not None))
+        if runner is not None:
+            for named in self.request.named_sizes(io):
+                images, expected = golden.read(self.folder / golden.name(named))
+                self._check([runner], path.name, io, named, (self._host(named), images, expected))
         self.artifacts.append(
             source.model_copy(
                 update={
@@ -348,7 +368,9 @@ class _Export:
                     "sha256": manifest.sha256(path),
                     "built_with": plan.built_with,
                     "targets": plan.targets,
-                    "files": (_file("layers", layers),),
+                    "options": spec.options.given(),
+                    "remark": plan.remark,
+                    "files": (*(_file("part", file) for file in plan.files[1:]), _file("layers", layers)),
                     "census": _census_entries(counted),
                     "profiles": tuple((each.resolution.height, each.resolution.width) for each in spec.profiles),
                 }
@@ -441,6 +463,13 @@ def _stage(name: str, progress: Progress) -> Iterator[Callable[[str], None]]:
     log.info("%s: %s, %.1f s", name, said[0], time.perf_counter() - start)
 
 
+def _require_parity(work: _Export, final: Path) -> None:
+    failed = [each for each in work.parity if not each.passed]
+    if failed:
+        kept = _keep_report(work, final)
+        raise ParityError(f"{failed[0].sentence()}; no bundle was written, the report is {kept}.")
+
+
 def _keep_report(work: _Export, final: Path) -> Path:
     path = final.with_name(f"{final.name}.out-of-tolerance.md")
     text = report.render(work.request, work.checkpoint, work.artifacts, work.parity, work.notes)
@@ -448,12 +477,25 @@ def _keep_report(work: _Export, final: Path) -> Path:
     return path
 
 
+def _check_engines(request: Request, makers: Sequence[Builder]) -> None:
+    """Raise for what no builder has a use for, then for what one can't hold."""
+    used = frozenset[str]().union(*(maker.options for maker in makers))
+    for name, flag in request.engine_flags.items():
+        if makers and name not in used:
+            names = ", ".join(maker.runtime for maker in makers)
+            raise UsageError(f"{flag} is of no use to the engine asked for, {names}: leave it out.")
+    for maker in makers:
+        for io in request.graphs():
+            maker.check(_engine_spec(request, maker, io))
+
+
 def _engine_spec(request: Request, maker: Builder, io: IoSpec) -> EngineSpec:
     return EngineSpec(
         runtime=maker.runtime,
         precision=request.precision,
-        targets=request.targets,
+        targets=request.targets if "targets" in maker.options else (),
         profiles=() if io.is_static else tuple(Profile.of(request.model, io, size) for size in request.named_sizes(io)),
+        options=request.options.only(maker.options),
     )
 
 
@@ -479,8 +521,8 @@ def _limits(request: Request, io: IoSpec) -> dict[str, str]:
     return {"max_size": f"{io.resolution.height}x{io.resolution.width}", "size_multiple": str(request.model.multiple)}
 
 
-def _engine_note(name: str, plan: Plan) -> str:
-    return f"{name}: {len(plan.layers)} kernels, built with {plan.built_with}, not run here"
+def _engine_note(name: str, plan: Plan, *, ran: bool) -> str:
+    return f"{name}: {len(plan.layers)} kernels, built with {plan.built_with}{'' if ran else ', not run here'}"
 
 
 def parity_entry(each: compare.ParityReport) -> manifest.ParityEntry:
@@ -514,7 +556,8 @@ def _version(package: str) -> str:
 def _versions() -> dict[str, str]:
     """What the ONNX file's bytes and the numbers in the report depend on."""
     wanted = ("ropevit-export", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime",
-              "onnxruntime-gpu", "tensorrt-rtx-cu13", "numpy", "pillow", "safetensors")  # fmt: skip
+              "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt-cu13", "openvino", "numpy", "pillow",
+              "safetensors")  # fmt: skip
     found = {}
     for name in wanted:
         with suppress(importlib.metadata.PackageNotFoundError):

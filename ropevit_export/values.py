@@ -8,8 +8,9 @@ Nothing here imports torch or a runtime.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ropevit_export.errors import UsageError
@@ -35,6 +36,8 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 # portable: for engines, OpenVINO and others · onnxruntime: what ONNX Runtime's CPU provider is fast with
 Form = Literal["portable", "onnxruntime"]
 Output = Literal["logits", "cls", "tokens"]
+# none: the target only · ampere-plus: every later generation as well · same-cc: all GPUs of the compute capability
+Hardware = Literal["none", "ampere-plus", "same-cc"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -328,6 +331,58 @@ class Profile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TimingCache:
+    """What TensorRT measured of its kernels in earlier builds. With `sha256`: of these bytes only, and nothing new."""
+
+    path: Path
+    sha256: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> TimingCache:
+        """`FILE`, or `FILE@SHA256`, which pins it."""
+        path, at, digest = text.rpartition("@")
+        if not at:
+            return cls(path=Path(text), sha256=None)
+        if not path or not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise UsageError(f"--timing-cache {text!r} is neither FILE nor FILE@SHA256 with 64 hexadecimal digits.")
+        return cls(path=Path(path), sha256=digest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """How engines are built, beside target and precision. What a builder has no use for, it refuses.
+
+    workspace               MB of scratch memory that a kernel may take; None: the library's default, all of the GPU's
+    hardware_compatibility  GPUs beyond the target's own
+    version_compatible      later releases of the library may run the plan
+    strip_weights           out of the plan: they are put back from the ONNX file on the target
+    refit                   weights may be exchanged for others of the same shapes
+    tf32                    float32 products may be computed with 10-bit mantissas
+    """
+
+    workspace: int | None = None
+    hardware_compatibility: Hardware = "none"
+    version_compatible: bool = False
+    strip_weights: bool = False
+    refit: bool = False
+    tf32: bool = False
+    timing_cache: TimingCache | None = None
+
+    def given(self) -> dict[str, str | int | bool]:
+        """What differs from the defaults; of a timing cache its hash, never where it lies."""
+        found = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value != each.default:
+                found[each.name] = (value.sha256 or "not pinned") if isinstance(value, TimingCache) else value
+        return found
+
+    def only(self, names: Collection[str]) -> EngineOptions:
+        """Those of some names; the others at their defaults."""
+        return EngineOptions(**{each.name: getattr(self, each.name) for each in fields(self) if each.name in names})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSpec:
     """What to build from a graph: the runtime, and compute capabilities such as "89" (8.9, Ada).
 
@@ -338,16 +393,25 @@ class EngineSpec:
     precision: Precision
     targets: tuple[str, ...]
     profiles: tuple[Profile, ...]
+    options: EngineOptions = EngineOptions()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A built engine and what its builder said of it (one JSON object a kernel)."""
+    """A built engine and what its builder said of it.
 
-    data: memoryview
+    files    the engine, then what must lie beside it
+    layers   one JSON object a kernel (`backends.layer_report`)
+    lifts    formats that the device computes in another: an fp16 graph's products on a CPU are float32's
+    remark   why a second build may give other bytes; None where it does not
+    """
+
+    files: tuple[Path, ...]
     layers: tuple[Mapping[str, object], ...]
     built_with: str
     targets: tuple[str, ...]
+    lifts: Mapping[str, str] = field(default_factory=dict)
+    remark: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -376,6 +440,7 @@ class Request:
     batch: Dim = Dim(min=1, opt=1, max=1)
     engines: tuple[str, ...] = ("auto",)
     targets: tuple[str, ...] = ()
+    options: EngineOptions = EngineOptions()
     output: Output = "logits"
     pixels: bool = False
     seed: int = 0
@@ -395,12 +460,23 @@ class Request:
             raise UsageError(f"--calib is for int8 and fp8, but the precision is {self.precision}: leave one out.")
         if self.revision and self.model.packaged:
             raise UsageError(f"--revision is of the hub, but {self.model.short} is in this package: leave it out.")
-        if self.targets and set(self.engines) == {"none"}:
-            raise UsageError("--sm chooses an engine's targets, but --engine none builds none: leave one out.")
         if self.rope != "baked" and self.model.family == "swin":
             raise UsageError(
                 f"--rope {self.rope} is for DeiT models: Swin's window follows the size, so name its sizes with --res."
             )
+        self._check_engines()
+
+    def _check_engines(self) -> None:
+        if set(self.engines) == {"none"} and self.engine_flags:
+            flags = ", ".join(self.engine_flags.values())
+            raise UsageError(f"{flags} is for engines, but --engine none builds none: leave one out.")
+
+    @property
+    def engine_flags(self) -> dict[str, str]:
+        """What was asked of engines: names as builders know them, and as they stand on the command line."""
+        names = ("targets",) if self.targets else ()
+        flags = {"targets": "--sm"}
+        return {name: flags.get(name, f"--{name.replace('_', '-')}") for name in (*names, *self.options.given())}
 
     @property
     def bundle_name(self) -> str:

@@ -289,7 +289,7 @@ def test_engines_compute_linear_layers_in_8_bits_and_fuse_attention(
     layers = len(linear_layers(float_graph(each).model))
     ir.save(quantized(each, coding).engines.model, tmp_path / "model.onnx")
     spec = EngineSpec(runtime=rtx.runtime, precision="fp16", targets=("89", "120"), profiles=())
-    plan = rtx.build(tmp_path / "model.onnx", spec)
+    plan = rtx.build(tmp_path / "model.onnx", spec, tmp_path / "model.engine")
     assert len([layer for layer in plan.layers if "mha" in str(layer["name"])]) == len(each.spec.blocks)
     assert len(products(plan, dtype)) == layers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ropevit_export.values import EngineSpec, Plan
+from ropevit_export.values import EngineSpec, Plan, Precision
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays
@@ -23,14 +23,35 @@ class Runner(Protocol):
 
 
 class Builder(Protocol):
-    """Builds engines from ONNX files. The constructor raises BackendError where the library is missing."""
+    """Builds engines from ONNX files. The constructor raises BackendError where the library or its device is missing.
+
+    version      of the library, and of the device where the result depends on it
+    all_targets  compute capabilities that it can build for
+    options      fields of EngineOptions that it makes use of, and "targets" if it has any
+    """
 
     runtime: str
     suffix: str
     all_targets: tuple[str, ...]
+    options: frozenset[str]
+
+    @property
+    def version(self) -> str: ...
 
     def check(self, spec: EngineSpec) -> None:
-        """Raise UsageError before any work is done where a target can't hold the request."""
+        """Raise before any work is done where the request can't be held: UsageError, or BackendError where only this
+        machine can't.
+        """
         ...
 
-    def build(self, onnx: Path, spec: EngineSpec) -> Plan: ...
+    def targets(self, spec: EngineSpec) -> tuple[str, ...]:
+        """What an engine will be for."""
+        ...
+
+    def build(self, onnx: Path, spec: EngineSpec, path: Path) -> Plan:
+        """Write the engine to `path`, and what belongs to it beside it."""
+        ...
+
+    def runner(self, path: Path, precision: Precision) -> Runner | None:
+        """An engine, loaded; None where engines of this kind don't run on the machine that builds them."""
+        ...

@@ -1,8 +1,11 @@
-"""The builder's own report of what it made: one record a kernel, from the text that TensorRT-RTX logs."""
+"""The builder's own report of what it made: one record a kernel, from what TensorRT or TensorRT-RTX says of it."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from ropevit_export.errors import BackendError
 
@@ -14,6 +17,16 @@ _TENSOR = re.compile(
 )
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 
+# How descriptions such as "Row major linear FP16 format" spell the types of the short form.
+_WORDS = {
+    "FP32": "Float",
+    "BF16": "BFloat16",
+    "FP16": "Half",
+    "FP8": "FP8",
+    "UINT8": "UInt8",
+    "INT8": "Int8",
+    "INT32": "Int32",
+}
 Layer = dict[str, object]
 
 
@@ -26,6 +39,41 @@ def parse(text: str) -> tuple[Layer, ...]:
     if not lines:
         raise BackendError("the builder logged no layers: is its profiling verbosity DETAILED?")
     return tuple(_layer(line) for line in lines)
+
+
+def from_json(text: str) -> tuple[Layer, ...]:
+    """The same from TensorRT's engine inspector, in the form of release 10 ("Format/Datatype") or 11 (two fields)."""
+    try:
+        listed = json.loads(text)["Layers"]
+        if any(isinstance(each, str) for each in listed):
+            raise BackendError("the engine inspector lists names only: was profiling verbosity not DETAILED?")
+        return tuple(_inspected(each) for each in listed)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackendError(f"the engine inspector's answer is in an unknown form ({error!r}): {text[:120]}") from error
+
+
+def _inspected(layer: Mapping[str, Any]) -> Layer:
+    return {
+        "name": layer["Name"],
+        "type": layer["LayerType"],
+        "inputs": [_inspected_tensor(each) for each in layer["Inputs"]],
+        "constants": [_inspected_tensor(each) for each in layer.get("Constants", [])],
+        "outputs": [_inspected_tensor(each) for each in layer["Outputs"]],
+        "tactic": layer.get("TacticName", ""),
+        "onnx_nodes": _ONNX_NODE.findall(layer.get("Metadata", "")),
+    }
+
+
+def _inspected_tensor(tensor: Mapping[str, Any]) -> dict[str, object]:
+    both = tensor.get("Format/Datatype", "")
+    dtype = tensor.get("Datatype") or tensor.get("DataType") or both
+    named = next((short for word, short in _WORDS.items() if word in dtype.upper()), dtype)
+    return {
+        "name": tensor["Name"],
+        "shape": list(tensor["Dimensions"]),
+        "dtype": named,
+        "format": tensor.get("Format", both),
+    }
 
 
 def _layer(line: str) -> Layer:

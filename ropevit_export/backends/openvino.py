@@ -1,13 +1,15 @@
-"""OpenVINO, on the CPU or another of its devices."""
+"""OpenVINO, on the CPU or another of its devices: runs ONNX files and its own IR, and writes IR."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ropevit_export.errors import BackendError
+from ropevit_export.values import EngineSpec, Plan, Precision
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays
@@ -17,16 +19,30 @@ if TYPE_CHECKING:
 _COMPUTE = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32", "fp8": "f32"}
 
 
+# What a CPU makes of a format, by the one it was asked for in: float16 and 8-bit floats are widened there, while the
+# hint for bfloat16 narrows what the graph keeps in float32.
+_LIFTS: dict[str, dict[str, str]] = {
+    "fp16": {"fp16": "fp32"},
+    "bf16": {"fp32": "bf16"},
+    "int8": {"fp16": "fp32"},
+    "fp8": {"fp8": "fp32", "fp16": "fp32"},
+}
+_DTYPES = {
+    "f32": "Float",
+    "f16": "Half",
+    "bf16": "BFloat16",
+    "i8": "Int8",
+    "u8": "UInt8",
+    "i32": "Int32",
+    "i64": "Int64",
+}
+
+
 class OpenVino:
     """A compiled graph. What it computes in is asked for and, because a device may do otherwise, read back."""
 
     def __init__(self, model: Path, device: str = "CPU", *, precision: str = "fp32") -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise BackendError(
-                f"OpenVINO can't be imported ({error}): pip install 'ropevit-export[openvino]'"
-            ) from error
+        openvino = _library()
         wanted = _COMPUTE[precision]
         try:
             core = openvino.Core()
@@ -57,6 +73,88 @@ class OpenVino:
             return np.array(self._compiled(dict(feeds))[output])
         except Exception as error:
             raise BackendError(f"OpenVINO failed to run: {_last_line(error)}") from error
+
+
+class OpenVinoBuilder:
+    """Writes IR (`.xml`, weights in a `.bin` beside it): OpenVINO starts from it without its ONNX reader.
+
+    Formats are the graph's; a device may widen what it has no arithmetic for, which `Plan.lifts` tells of a CPU.
+    """
+
+    runtime = "openvino"
+    suffix = ".xml"
+    all_targets: tuple[str, ...] = ()
+    options: frozenset[str] = frozenset()
+
+    def __init__(self) -> None:
+        self._openvino = _library()
+
+    @property
+    def version(self) -> str:
+        return f"openvino {self._openvino.__version__.split('-')[0]}"
+
+    def targets(self, spec: EngineSpec) -> tuple[str, ...]:
+        return ()
+
+    def check(self, spec: EngineSpec) -> None:
+        """Everything can be asked of it."""
+
+    def build(self, onnx: Path, spec: EngineSpec, path: Path) -> Plan:
+        core = self._openvino.Core()
+        try:
+            self._openvino.save_model(core.read_model(str(onnx)), str(path), compress_to_fp16=False)
+            hint = {"INFERENCE_PRECISION_HINT": _COMPUTE[spec.precision]}
+            compiled = core.compile_model(str(path), "CPU", hint)
+        except Exception as error:  # RuntimeError of several kinds
+            raise BackendError(f"OpenVINO failed to build {onnx.name}: {_last_line(error)}") from error
+        return Plan(
+            files=(path, path.with_suffix(".bin")),
+            layers=tuple(_layers(compiled.get_runtime_model())),
+            built_with=self.version,
+            targets=(),
+            lifts=_LIFTS.get(spec.precision, {}),
+        )
+
+    def runner(self, path: Path, precision: Precision) -> OpenVino:
+        return OpenVino(path, precision=precision)
+
+
+def _layers(executed: Any) -> Iterator[dict[str, object]]:
+    """What the CPU runs, in the form of `backends.layer_report`."""
+    for op in executed.get_ordered_ops():
+        facts = {key: value.astype(str) for key, value in op.get_rt_info().items()}
+        if facts["layerType"] in ("Const", "Input", "Output"):
+            continue
+        sources = [(value, value.get_node()) for value in op.input_values()]
+        constant = {id(node): node.get_rt_info()["layerType"].astype(str) == "Const" for _, node in sources}
+        yield {
+            "name": op.get_friendly_name(),
+            "type": facts["layerType"],
+            "inputs": [_tensor(value, node) for value, node in sources if not constant[id(node)]],
+            "constants": [_tensor(value, node) for value, node in sources if constant[id(node)]],
+            "outputs": [_tensor(value, op) for value in op.outputs()],
+            "tactic": facts["primitiveType"],
+            # a node that became several has a suffix
+            "onnx_nodes": [name.split("/")[0] for name in facts["originalLayersNames"].split(",") if name],
+        }
+
+
+def _tensor(value: Any, node: Any) -> dict[str, object]:
+    kind = str(value.get_element_type().get_type_name())
+    return {
+        "name": node.get_friendly_name(),
+        "shape": [extent.get_length() if extent.is_static else "-1" for extent in value.get_partial_shape()],
+        "dtype": _DTYPES.get(kind, kind),
+        "format": "",
+    }
+
+
+def _library() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError(f"OpenVINO can't be imported ({error}): pip install 'ropevit-export[openvino]'") from error
+    return openvino
 
 
 def _last_line(error: Exception) -> str:

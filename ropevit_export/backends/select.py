@@ -9,12 +9,18 @@ from typing import Any
 from ropevit_export.backends.base import Builder, Runner
 from ropevit_export.backends.emulation import Emulated
 from ropevit_export.backends.onnxruntime import OnnxRuntime
-from ropevit_export.backends.openvino import OpenVino
+from ropevit_export.backends.openvino import OpenVino, OpenVinoBuilder
+from ropevit_export.backends.tensorrt import TensorRt
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.errors import BackendError, UsageError
 
-# In the order in which `auto` tries them.
-BUILDERS: dict[str, Callable[[], Builder]] = {"tensorrt-rtx": TensorRtRtx}
+BUILDERS: dict[str, Callable[[], Builder]] = {
+    "tensorrt": TensorRt,
+    "tensorrt-rtx": TensorRtRtx,
+    "openvino": OpenVinoBuilder,
+}
+# What `auto` tries, in this order.
+AUTO = ("tensorrt", "tensorrt-rtx")
 CHOICES = ("auto", "none", *BUILDERS)
 RUNNERS: dict[str, Callable[..., Runner]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
 
@@ -48,9 +54,9 @@ def builders(engines: tuple[str, ...]) -> tuple[list[Builder], str | None]:
     if "auto" not in engines:
         return [BUILDERS[name]() for name in dict.fromkeys(engines)], None
     reasons = []
-    for make in BUILDERS.values():
+    for name in AUTO:
         try:
-            return [make()], None
+            return [BUILDERS[name]()], None
         except BackendError as error:
             reasons.append(str(error))
     return [], f"no engine was built: {'; '.join(reasons)}"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from ropevit_export.backends import layer_report
+from ropevit_export.backends import gpu, layer_report
+from ropevit_export.backends.nvinfer import COMMON_OPTIONS, Layers, NvinferBuilder
 from ropevit_export.errors import BackendError, UsageError
-from ropevit_export.values import EngineSpec, Plan
+from ropevit_export.values import EngineSpec
 
 # Turing builds are larger and have no float32 matrix product: on request only.
 _ON_REQUEST = ("75",)
 _NO_FP8 = ("75", "80", "86")
 
 
-class TensorRtRtx:
-    """Ahead-of-time builder. Engines are strongly typed: they compute in what the graph says, TF32 off."""
+class TensorRtRtx(NvinferBuilder):
+    """Ahead-of-time builder. The same input gives the same bytes, so there is nothing to time and to keep."""
 
     runtime = "tensorrt-rtx"
+    title = "TensorRT-RTX"
     suffix = ".rtx.engine"
+    options = COMMON_OPTIONS
+    has_lean_runtime = False
 
     def __init__(self) -> None:
         try:
@@ -27,7 +30,7 @@ class TensorRtRtx:
             raise BackendError(
                 f"TensorRT-RTX can't be imported ({error}): pip install tensorrt-rtx-cu13 (x86-64 Linux or Windows)"
             ) from error
-        self._trt: Any = tensorrt_rtx
+        super().__init__(tensorrt_rtx)
         known = [name for name in dir(tensorrt_rtx.ComputeCapability) if name.startswith("SM")]
         self.all_targets: tuple[str, ...] = tuple(sorted((name[2:] for name in known), key=int))
 
@@ -50,56 +53,17 @@ class TensorRtRtx:
             raise UsageError(f"SM {', '.join(lacking)} has no fp8: it begins with SM 89; use --precision int8.")
         if "75" in spec.targets and spec.precision == "bf16":
             raise UsageError("SM 75 (Turing) has no bfloat16: use --precision fp16.")
+        if (spec.options.strip_weights or spec.options.refit) and gpu.present() is None:
+            raise BackendError(
+                "TensorRT-RTX makes stripped and refittable plans only where a GPU is, and this machine has none: "
+                "leave --strip-weights and --refit out, or build on the target."
+            )
 
-    def build(self, onnx: Path, spec: EngineSpec) -> Plan:
-        """Compile the ONNX file; minutes at most, no GPU needed. Raises BackendError with the builder's own words."""
-        trt, log = self._trt, _log(self._trt)
-        builder = trt.Builder(log)
-        network = builder.create_network(0)
-        parser = trt.OnnxParser(network, log)
-        if not parser.parse_from_file(str(onnx)):
-            errors = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-            raise BackendError(f"TensorRT-RTX can't read {onnx.name}: {errors[:400]}")
-        config = builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        config.clear_flag(trt.BuilderFlag.TF32)
+    def _aim(self, config: Any, spec: EngineSpec) -> None:
         targets = self.targets(spec)
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
-            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{target}"), index)
-        for wanted in spec.profiles:
-            profile = builder.create_optimization_profile()
-            for name, shapes in wanted.shapes.items():
-                profile.set_shape(name, *shapes)
-            config.add_optimization_profile(profile)
-        plan = builder.build_serialized_network(network, config)
-        if plan is None:
-            raise BackendError(f"TensorRT-RTX failed to build {onnx.name}: {log.last_error()}")
-        return Plan(
-            data=memoryview(plan),
-            layers=layer_report.parse(log.layers()),
-            built_with=f"tensorrt-rtx {trt.__version__}, TF32 off",
-            targets=targets,
-        )
+            config.set_compute_capability(getattr(self._trt.ComputeCapability, f"SM{target}"), index)
 
-
-def _log(trt: Any) -> Any:
-    """A logger that keeps what the builder says. Its base class exists only once the library is imported."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.lines: list[tuple[Any, str]] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            self.lines.append((severity, message))
-
-        def last_error(self) -> str:
-            errors = [line for severity, line in self.lines if severity <= trt.ILogger.ERROR]
-            return errors[-1].strip()[:400] if errors else "it gave no reason"
-
-        def layers(self) -> str:
-            reports = [line for _, line in self.lines if line.lstrip().startswith("Layers:")]
-            return reports[-1] if reports else ""
-
-    return Log()
+    def _layers(self, log: Any, plan: Any) -> Layers:
+        return layer_report.parse(log.layers())

@@ -94,7 +94,8 @@ class CensusEntry(_Strict):
 
 
 class ArtifactEntry(_Strict):
-    """`targets`: compute capabilities an engine runs on. `files`: what must lie beside it. `form`: of an int8
+    """`targets`: compute capabilities an engine runs on. `options`: how it was built, where not by default. `remark`:
+    why a second build may give other bytes. `files`: what must lie beside it. `form`: of an int8
     graph there are two, one for engines and OpenVINO and one that ONNX Runtime's CPU provider is fast with.
 
     `profiles`: an engine's optimization profiles by index, each for one of `resolutions`; empty for a static engine.
@@ -115,6 +116,8 @@ class ArtifactEntry(_Strict):
     dynamic: DynamicEntry | None = None
     profiles: tuple[Size, ...] = ()
     census: tuple[CensusEntry, ...] = ()
+    options: dict[str, str | int | bool] = {}
+    remark: str | None = None
 
 
 class ParityEntry(_Strict):

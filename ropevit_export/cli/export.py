@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from ropevit_export.cli.options import ENGINES, list_of, target
 from ropevit_export.cli.terminal import progress_bar, quiet_libraries, show
 from ropevit_export.errors import UsageError
 from ropevit_export.models.zoo import find_model
-from ropevit_export.values import Dim, Request, Resolution
+from ropevit_export.values import Dim, EngineOptions, Request, Resolution, TimingCache
 
 if TYPE_CHECKING:
     from ropevit_export.pipeline import Bundle
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Choice(ENGINES),
     default=("auto",),
-    help="Repeatable. auto: TensorRT-RTX, built ahead of time, where it is installed.  [default: auto]",
+    help="Repeatable. auto: TensorRT where a GPU is, else TensorRT-RTX, built ahead of time.  [default: auto]",
 )
 @click.option(
     "--sm",
@@ -74,6 +75,25 @@ if TYPE_CHECKING:
     callback=list_of(target),
     help="Compute capabilities an engine must run on, such as 86,89,120.  [default: all but 75]",
 )
+@click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Most scratch memory a kernel may take.")
+@click.option(
+    "--hardware-compatibility",
+    type=click.Choice(["none", "ampere-plus", "same-cc"]),
+    default="none",
+    show_default=True,
+    help="TensorRT: run on every GPU since Ampere, or on all of the same compute capability.",
+)
+@click.option("--version-compatible", is_flag=True, help="Later releases of the library may run the engine.")
+@click.option("--strip-weights", is_flag=True, help="Leave weights out of the engine; the ONNX file puts them back.")
+@click.option("--refit", is_flag=True, help="The engine's weights can be exchanged.")
+@click.option("--tf32", is_flag=True, help="Engines may compute float32 products with 10-bit mantissas.")
+@click.option(
+    "--timing-cache",
+    metavar="FILE[@SHA256]",
+    callback=lambda ctx, param, value: value and TimingCache.parse(value),
+    help="TensorRT: kernels timed in earlier builds; pinned by its hash, a build that needs more fails.",
+)
+@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="Keep engines there, and take them.")
 @click.option(
     "--output",
     type=click.Choice(["logits", "cls", "tokens"]),
@@ -123,7 +143,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
 
 def _export(
     *, model: str | None, res: tuple[Resolution, ...], batch: str, engine: tuple[str, ...], sm: tuple[str, ...],
-    out: Path | None, force: bool, as_json: bool, quiet: bool, **rest: Any,
+    out: Path | None, force: bool, cache: Path | None, as_json: bool, quiet: bool, **rest: Any,
 ) -> None:  # fmt: skip
     if not model:
         raise UsageError("no model: give --model NAME; `ropevit-export models` lists them.")
@@ -133,12 +153,13 @@ def _export(
         batch=Dim.parse(batch),
         engines=engine,
         targets=tuple(dict.fromkeys(sm)),
+        options=EngineOptions(**{each.name: rest.pop(each.name) for each in dataclasses.fields(EngineOptions)}),
         **rest,
     )
     from ropevit_export import pipeline
 
     with quiet_libraries(), progress_bar(pipeline.stage_count(request), quiet=quiet) as progress:
-        bundle = pipeline.export(request, out=out, force=force, progress=progress)
+        bundle = pipeline.export(request, out=out, force=force, cache=cache, progress=progress)
     if as_json:
         click.echo(
             json.dumps({"bundle": str(bundle.path), "remark": bundle.remark, **bundle.manifest.model_dump(mode="json")})

@@ -9,7 +9,7 @@ import click
 
 from ropevit_export.errors import UsageError
 
-ENGINES = ("auto", "none", "tensorrt-rtx")
+ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx", "openvino")
 BACKENDS = ("onnxruntime", "openvino")
 
 

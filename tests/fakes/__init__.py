@@ -1,0 +1,1 @@
+"""Stand-ins for libraries that need a device which is not here."""
