@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 
 from ropevit_export.errors import PassError
 from ropevit_export.passes import apply
+from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.precision import POLICIES, ToHalf
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
@@ -153,6 +154,26 @@ def test_a_reshape_with_two_unknown_extents_stays(graph_of: Text) -> None:
         }}"""
     )
     assert not StaticReshape()(model).modified
+
+
+@pytest.mark.parametrize(("change", "fires"), [(("", ""), True), (("strides = [2,2]", "strides = [1,1]"), False)])
+def test_patches_become_channels(graph_of: Text, change: tuple[str, str], fires: bool) -> None:
+    text = f"""{HEADER}
+        g (float[1,3,4,6] image, float[5,3,2,2] weight, float[5] bias) => (float[1,5,rows,columns] logits) {{
+            logits = Conv <strides = [2,2]> (image, weight, bias)
+        }}"""
+    model = graph_of(text.replace(*change))
+    rng = np.random.default_rng(0)
+    for value in [model.graph.inputs.pop(1), model.graph.inputs.pop(1)]:
+        array = rng.standard_normal(value.shape.numpy(), np.float32)  # type: ignore[union-attr]
+        value.const_value = ir.tensor(array, name=value.name)
+        model.graph.register_initializer(value)
+    image = rng.standard_normal((1, 3, 4, 6), np.float32)
+    expected = run(model, image=image)
+    assert PatchesToDepth()(model).modified is fires
+    assert kinds(model) == ["SpaceToDepth", "Conv"] if fires else ["Conv"]
+    assert np.abs(run(model, image=image) - expected).max() < 1e-5
+    assert not PatchesToDepth()(model).modified
 
 
 def test_history_says_what_fired(graph_of: Text) -> None:

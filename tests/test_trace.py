@@ -61,7 +61,8 @@ def test_folded_attention_is_the_plain_one() -> None:
 
     (cos, sin), *_ = TableBank([mixed_table(freqs.numpy(), grid=grid, prefix=1).full()])(*grid)
     ours = Attention(tensors, "", heads=heads, rotary=True, gain=gain, first_only=False)(x, cos, sin)
-    first = Attention(tensors, "", heads=heads, rotary=True, gain=gain, first_only=True)(x, cos, sin)
+    last = Attention(tensors, "", heads=heads, rotary=True, gain=gain, first_only=True)
+    first = last(x, cos, sin, asks=x[:, :1])
 
     qkv = x @ tensors["attn.qkv.weight"].T + tensors["attn.qkv.bias"]
     q, k, v = qkv.reshape(2, tokens, 3, heads, width).permute(2, 0, 3, 1, 4)

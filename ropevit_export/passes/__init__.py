@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
+from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.places import probed, refuse_overflow
 from ropevit_export.passes.precision import POLICIES, ToHalf
 from ropevit_export.passes.quantize import Coding, QuantizeGemm, QuantizeLinear
@@ -59,8 +60,10 @@ def convert(graph: Graph, precision: Precision) -> Graph:
     """A finished float32 graph to another precision, checked again. The graph given is used up."""
     if precision == "fp32":
         return graph
-    steps = [ToHalf(POLICIES[precision]), common.DeduplicateHashedInitializersPass()]  # rounding can make tensors equal
-    graph = apply(graph, steps)
+    steps: list[ir.passes.PassBase] = [ToHalf(POLICIES[precision])]
+    if precision == "fp16":  # in bfloat16 the convolution stays float32
+        steps.append(PatchesToDepth())
+    graph = apply(graph, [*steps, common.DeduplicateHashedInitializersPass()])  # rounding can make tensors equal
     verify(graph)
     return graph
 
@@ -85,7 +88,7 @@ def run_quantized(graph: Graph, coding: Coding, feeds: Iterable[Arrays]) -> Quan
         fast = dataclasses.replace(graph, model=_separate(graph.model))
         fast = apply(fast, [QuantizeGemm(ranges), FuseRotation(), FuseAttention(), *_clean()])
         verify(fast)
-    engines = apply(graph, [ToHalf(POLICIES["fp16"]), QuantizeLinear(ranges, coding), *_clean()])
+    engines = apply(graph, [ToHalf(POLICIES["fp16"]), PatchesToDepth(), QuantizeLinear(ranges, coding), *_clean()])
     verify(engines)
     return Quantized(engines=engines, onnxruntime=fast)
 

@@ -8,6 +8,7 @@ Legend: I inputs of a layer.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -87,14 +88,19 @@ def balance(model: ir.Model, ranges: Ranges) -> dict[str, Range]:
     """Move outliers of LayerNorm's outputs into the weights that read them, in place; gives the ranges after it.
 
     Exact algebra: gain and bias of channel i are divided by s_i, row i of every reader's weight is multiplied by it.
-    A norm that anything but linear layers reads stays as it is.
+    A norm that anything but linear layers reads stays as it is. Norms of the same gain and bias change together.
     """
     layers = {each.product: each for each in linear_layers(model)}
     changed = dict(ranges)
-    for norm in [node for node in model.graph if node.op_type == "LayerNormalization"]:
-        found = readers(norm.outputs[0], layers)
-        affine = [value for value in norm.inputs[1:] if value is not None]
-        if found and all(len(value.uses()) == 1 for value in [*affine, *(each.weight for each in found)]):
+    norms: dict[tuple[ir.Value, ...], list[ir.Node]] = defaultdict(list)
+    for node in model.graph:
+        if node.op_type == "LayerNormalization":
+            norms[tuple(value for value in node.inputs[1:] if value is not None)].append(node)
+    for affine, same in norms.items():
+        found_by = [readers(norm.outputs[0], layers) for norm in same]
+        found = [each for some in found_by for each in some]
+        alone = all(len(each.weight.uses()) == 1 for each in found)
+        if all(found_by) and alone and all(len(value.uses()) == len(same) for value in affine):
             scale_I = _scale(found, ranges)
             for value in affine:
                 _multiply(value, 1 / scale_I)

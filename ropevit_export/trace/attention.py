@@ -36,8 +36,12 @@ class Attention(nn.Module):
         sin: torch.Tensor | None,
         bias: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        asks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x (B, T, C), tables (T, 1, A or 1, 1, K/2), bias (A, T, T), mask (windows, 1, T, T) → (B, T or 1, C)."""
+        """x (B, T, C), tables (T, 1, A or 1, 1, K/2), bias (A, T, T), mask (windows, 1, T, T) → (B, T or 1, C).
+
+        asks (B, 1, C): the first token, where it is the only one that asks.
+        """
         tokens, heads, width = x_BTC.shape[1], self.heads, self.head_dim
         turned = heads if self.query is not None else 2 * heads  # q and k turn together: one rotation a block
         x = self.qkv(x_BTC).view(-1, tokens, turned + heads, width)
@@ -45,8 +49,10 @@ class Attention(nn.Module):
         if cos is not None and sin is not None:
             x = rotate(x[:, :, :turned], cos, sin)
         q, k = x[:, :, :heads], x[:, :, turned - heads : turned]
-        if self.query is not None:  # the class token's table row is the identity: nothing to turn
-            q = self.query(x_BTC[:, :1]).view(-1, 1, heads, width)
+        if self.query is not None:
+            assert asks is not None
+            # its table row is the identity: nothing to turn
+            q = self.query(asks).view(-1, 1, heads, width)
         scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)
         if bias is not None:
             scores = scores + bias

@@ -89,8 +89,8 @@ class Block(nn.Module):
         self.mlp = Mlp(tensors, prefix, tensors[f"{prefix}gamma_2"])
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None) -> torch.Tensor:
-        y = self.attention(self.norm1(x), cos, sin)
-        if self.first_only:
-            x = x[:, :1]
-        x = x + y
+        # The class token's own norm: as a slice of all tokens' it would have to be kept, in float32, for two readers.
+        first = x[:, :1] if self.first_only else None
+        y = self.attention(self.norm1(x), cos, sin, asks=None if first is None else self.norm1(first))
+        x = (x if first is None else first) + y
         return x + self.mlp(self.norm2(x))
