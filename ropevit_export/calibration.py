@@ -11,7 +11,6 @@ from PIL import Image
 
 from ropevit_export.errors import InputError
 from ropevit_export.images import BUILT_IN, DIGITS_FOLDER, image_files, opened
-from ropevit_export.parity import samples
 from ropevit_export.preprocess import crop, normalise
 from ropevit_export.values import IoSpec, Preprocess, Resolution
 
@@ -38,9 +37,9 @@ def pictures(calib: str) -> list[Callable[[], Image.Image]]:
 
 
 def feeds(calib: str, io: IoSpec, size: Resolution, host: Arrays, preprocess: Preprocess) -> Iterator[Arrays]:
-    """What a graph takes, in batches of its smallest; the last is filled up with the first of itself."""
+    """What a float32 graph takes, in batches of its smallest; the last is filled up with the first of itself."""
     batch, waiting = io.batch.min, list(pictures(calib))
     for start in range(0, len(waiting), batch):
         pixels: Array = np.stack([crop(each(), preprocess, size) for each in waiting[start : start + batch]])
         pixels = np.resize(pixels, (batch, *pixels.shape[1:])).astype(np.uint8)
-        yield {io.image.name: samples.feed(pixels, normalise(pixels, preprocess), preprocess), **host}
+        yield {io.image.name: pixels if io.pixels else normalise(pixels, preprocess), **host}

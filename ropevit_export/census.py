@@ -70,11 +70,13 @@ class Census:
             )
 
 
-def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple[Census, Mapping[str, str]]:
-    """The census of an ONNX file, and what each product node must run in, by its name."""
+def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple[Census, Mapping[str, set[str]]]:
+    """The census of an ONNX file, and what each product node may run in, by its name."""
     graph = ir.load(path).graph
     census, wanted = Census(), {}
     kept = POLICIES[precision].keep if precision in POLICIES else {}
+    # With 16-bit ends what is kept higher stands between two casts, which a builder may take into the product.
+    ends = {_ONNX.get(value.dtype or ir.DataType.UNDEFINED, "") for value in graph.outputs}
     # What 8-bit linear layers leave: patches, attention, the head.
     rest = precision if precision not in ("int8", "fp8") else "fp16" if form == "portable" else "fp32"
     for node, place in places(graph).items():
@@ -87,8 +89,9 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
         taken = _multiplied(node)
         census.counts[taken].operations += 1
         census.counts[taken].products += 1
-        wanted[node.name or ""] = "fp32" if place in kept else rest if _stays(node, place) else precision
-        if taken != wanted[node.name or ""]:
+        needed: str = "fp32" if place in kept else rest if _stays(node, place) else precision
+        wanted[node.name or ""] = {needed, *ends} if place in kept else {needed}
+        if taken != needed:
             census.faults.append(f"{place} ({node.op_type}) runs in {taken}")
     for value in graph.initializers.values():
         if (name := _ONNX.get(value.dtype or ir.DataType.UNDEFINED)) and value.const_value is not None:
@@ -115,7 +118,7 @@ def _multiplied(node: ir.Node) -> str:
     return _ONNX.get(value.dtype or ir.DataType.UNDEFINED, str(value.dtype))
 
 
-def of_engine(layers: Iterable[Mapping[str, Any]], wanted: Mapping[str, str]) -> Census:
+def of_engine(layers: Iterable[Mapping[str, Any]], wanted: Mapping[str, set[str]]) -> Census:
     """The census of an engine from its builder's layer report. `wanted`: of the ONNX file it was built from."""
     census = Census()
     for layer in layers:
@@ -124,7 +127,7 @@ def of_engine(layers: Iterable[Mapping[str, Any]], wanted: Mapping[str, str]) ->
             name, size = _format(tensor["dtype"])
             census.counts[name].bytes += _elements(tensor["shape"]) * size
         result, _ = _format(layer["outputs"][0]["dtype"]) if layer["outputs"] else ("fp32", 4)
-        behind = {wanted[node] for node in layer["onnx_nodes"] if node in wanted}
+        behind = set().union(*(wanted.get(node, ()) for node in layer["onnx_nodes"]))
         multiplies = layer["type"] in _MULTIPLYING or "mha" in layer["name"]
         if not (behind and multiplies):
             census.counts[result].operations += 1

@@ -62,6 +62,7 @@ def _run(
         batch=Dim(**artifact.batch.model_dump()),
         output=listed.output,
         pixels=listed.preprocess.dtype == "uint8",
+        dtype=artifact.outputs[0].dtype,
     )
     host, tolerance = host_inputs(bundle, artifact)(resolution), TOLERANCES[artifact.precision]
     try:

@@ -22,9 +22,10 @@ from ropevit_export.bundle import golden, manifest, onnx_file, positions, report
 from ropevit_export.errors import ParityError, UsageError
 from ropevit_export.parity import compare, samples
 from ropevit_export.parity.tolerance import TOLERANCES, Tolerance
-from ropevit_export.preprocess import normalise
+from ropevit_export.preprocess import in_format, normalise
 from ropevit_export.rope import inputs
 from ropevit_export.values import (
+    DTYPES,
     Checkpoint,
     EngineSpec,
     Form,
@@ -40,6 +41,7 @@ from ropevit_export.values import (
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Builder, Runner
+    from ropevit_export.passes.quantize import Coding
     from ropevit_export.values import Arrays
 
 log = logging.getLogger("ropevit_export")
@@ -120,7 +122,7 @@ class _Export:
         self.parity: list[compare.ParityReport] = []
         self.files: list[manifest.FileEntry] = []
         self.notes: list[str] = []
-        self.products: dict[str, Mapping[str, str]] = {}  # what each product of a graph must run in
+        self.products: dict[str, Mapping[str, set[str]]] = {}  # what each product of a graph may run in
         self.weight_file = onnx_file.WeightFile(path=folder / "weights.data")
         self.served: list[manifest.FileEntry] = []  # files that every artifact needs beside it
         self.position_parts: Mapping[str, np.ndarray] = {}  # what a host's inputs are filled from
@@ -129,7 +131,7 @@ class _Export:
         """From weights to an ONNX file that is checked at one size or, a dynamic one, at several."""
         sizes = self.request.checked_sizes(io)
         theirs = {size: self._reference(weights, size) for size in sizes}
-        graph = self._graph(weights, io)
+        graph = self._graph(weights, dataclasses.replace(io, dtype="float32"))  # until it is converted
         self.position_parts = self._write_positions(weights, io) if io.positions else {}
         host = {size: self._host(size) for size in sizes}
         graphs = self._converted(graph, sizes[0], host[sizes[0]], *theirs[sizes[0]])
@@ -137,10 +139,12 @@ class _Export:
         paths = [self._write_onnx(made, output, form) for form, made in graphs.items()]
         del graph, graphs
         for size, (feed, expected) in theirs.items():
+            given = in_format(feed, io.image.dtype)
+            filled = {name: in_format(each, io.dtype) for name, each in host[size].items()}
             for path in paths:
-                self._check(self._checkers(path), path.name, io, size, (host[size], feed, expected))
+                self._check(self._checkers(path), path.name, io, size, (filled, given, expected))
             golden_path = self.folder / golden.name(size)
-            golden.write(golden_path, feed, expected)
+            golden.write(golden_path, given, expected)
             self.files.append(_file("golden", golden_path))
 
     def _host(self, size: Resolution) -> Arrays:
@@ -151,7 +155,7 @@ class _Export:
         extents: list[int | str] = [io.batch_extent, *expected.shape[1:]]
         if io.any_size and io.output == "tokens":
             extents[1] = "tokens"
-        return TensorSpec(name=io.output, dtype="float32", shape=tuple(extents))
+        return TensorSpec(name=io.output, dtype=io.dtype, shape=tuple(extents))
 
     def build_engines(self, maker: Builder) -> None:
         """One engine for every portable graph."""
@@ -191,7 +195,7 @@ class _Export:
         return written
 
     def _reference(self, weights: Weights, resolution: Resolution) -> tuple[np.ndarray, np.ndarray]:
-        """What the graph is fed, and the unfolded model's answers."""
+        """What a float32 graph is fed, and the unfolded model's answers."""
         from ropevit_export.models import reference
         from ropevit_export.models.resize import resize
 
@@ -203,7 +207,7 @@ class _Export:
             expected = reference.run(reference.build(request.model, sized, resolution, request.output), normalised)
             rms = np.sqrt((expected**2).mean())
             note(f"PyTorch float32 on {len(normalised)} images, rms of {request.output} {rms:.3g}")
-        return samples.feed(pixels, normalised, preprocess), expected
+        return pixels if request.pixels else normalised, expected
 
     def _graph(self, weights: Weights, io: IoSpec) -> Graph:
         from ropevit_export import passes
@@ -268,10 +272,11 @@ class _Export:
             top = int(largest.argmax())
             note(f"largest value {largest[top]:.3g} at {probes[top].place}")
         if request.calib is None:
-            return {"portable": passes.convert(graph, request.precision)}
+            return {"portable": passes.convert(graph, request.precision, DTYPES[request.io_precision])}
         with _stage(f"calibration {size}", self.progress) as note:
             measured_on = calibration.feeds(request.calib, io, size, host, request.preprocess)
-            both = passes.run_quantized(graph, "int8" if request.precision == "int8" else "fp8", measured_on)
+            coding: Coding = "int8" if request.precision == "int8" else "fp8"
+            both = passes.run_quantized(graph, coding, measured_on, DTYPES[request.io_precision])
             self.notes.append(f"8-bit ranges: {len(calibration.pictures(request.calib))} images of {_source(request)}")
             note(self.notes[-1])
         forms: dict[Form, Graph] = {"portable": both.engines}
@@ -348,7 +353,8 @@ class _Export:
             layers.write_text(
                 json.dumps({"built_with": plan.built_with, "layers": plan.layers}, indent=1) + "\n", "utf-8"
             )
-            wanted = {node: plan.lifts.get(name, name) for node, name in self.products[source.path].items()}
+            products = self.products[source.path]
+            wanted = {node: {plan.lifts.get(each, each) for each in names} for node, names in products.items()}
             counted = census.of_engine(plan.layers, wanted)
             counted.require(path.name, self.request.precision, plan.lifts)
             size = sum(file.stat().st_size for file in plan.files)
@@ -359,7 +365,8 @@ class _Export:
         if runner is not None:
             for named in self.request.named_sizes(io):
                 images, expected = golden.read(self.folder / golden.name(named))
-                self._check([runner], path.name, io, named, (self._host(named), images, expected))
+                filled = {name: in_format(each, io.dtype) for name, each in self._host(named).items()}
+                self._check([runner], path.name, io, named, (filled, images, expected))
         self.artifacts.append(
             source.model_copy(
                 update={
@@ -414,12 +421,17 @@ def _report(
         artifact=artifact,
         resolution=size,
         batch=batch,
-        inputs=f"seeded noise and {len(expected) - 1} photographs",
+        inputs=f"seeded noise and {len(expected) - 1} photographs{_rounding(io)}",
         reference="PyTorch float32, unfolded",
         runtime=runner.describe,
         metrics=compare.compare(np.concatenate(ours), np.concatenate(theirs), io.output),
         tolerance=tolerance,
     )
+
+
+def _rounding(io: IoSpec) -> str:
+    """The reference sees the images unrounded: what the graph's input takes from them is part of its error."""
+    return f", which the graph takes in {io.image.dtype}" if io.image.dtype in ("float16", "bfloat16") else ""
 
 
 def _chunks(batch: int, count: int) -> list[np.ndarray]:

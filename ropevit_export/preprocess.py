@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import ml_dtypes  # noqa: F401  makes bfloat16 a name that NumPy knows
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -11,7 +12,7 @@ from PIL import Image
 from ropevit_export.values import Preprocess, Resolution
 
 if TYPE_CHECKING:
-    from ropevit_export.values import FloatArray
+    from ropevit_export.values import Array, FloatArray
 
 
 def crop(image: Image.Image, preprocess: Preprocess, resolution: Resolution) -> npt.NDArray[np.uint8]:
@@ -35,3 +36,8 @@ def normalise(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> FloatArr
     """(..., H, W, 3) pixels → (..., 3, H, W) float32, as the model in PyTorch takes them."""
     scaled = (pixels / 255.0 - np.array(preprocess.mean)) / np.array(preprocess.std)
     return np.ascontiguousarray(np.moveaxis(scaled, -1, -3), dtype=np.float32)
+
+
+def in_format(array: Array, dtype: str) -> Array:
+    """In the format that a graph's input has, such as bfloat16: rounded once, to nearest."""
+    return array.astype(dtype, copy=False)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ropevit_export.backends.select import runner
 from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BundleError, InputError
-from ropevit_export.preprocess import crop, normalise
+from ropevit_export.preprocess import crop, in_format, normalise
 from ropevit_export.rope import inputs
 from ropevit_export.values import Preprocess, Resolution
 
@@ -34,16 +34,19 @@ Array = npt.NDArray[np.generic]
 def host_inputs(bundle: Path, artifact: manifest.ArtifactEntry) -> Callable[[Resolution], Arrays]:
     """What a host feeds an artifact beside the images, by their size; nothing where positions are in the graph.
 
-    Filled once a size, and chosen by rows and columns: 7x28 and 14x14 patches have as many tokens and other tables.
+    Filled once a size, in the inputs' formats, and chosen by rows and columns: 7x28 and 14x14 patches have as many
+    tokens and other tables.
     """
     files = [each.path for each in artifact.files if each.kind == positions.KIND]
     if not files or artifact.dynamic is None:
         return lambda size: {}
     patch, parts = artifact.dynamic.multiple, positions.read(bundle / files[0])
+    dtypes = {each.name: each.dtype for each in artifact.inputs}
 
     @functools.lru_cache(maxsize=2)  # of a large model at 1024 they take 400 MB
     def filled(size: Resolution) -> Arrays:
-        return inputs.fill(parts, size.height // patch, size.width // patch)
+        made = inputs.fill(parts, size.height // patch, size.width // patch)
+        return {name: in_format(array, dtypes[name]) for name, array in made.items()}
 
     return filled
 
@@ -83,12 +86,14 @@ class Model:
         return tuple(Resolution(height=height, width=width) for height, width in pairs)
 
     def prepare(self, image: Image.Image, size: Resolution | None = None) -> Array:
-        """One image, resized, cropped and normalised as the authors do: a batch of one for `run`.
+        """One image, resized, cropped and normalised as the authors do, in the graph's format: a batch of one.
 
-        Default: the first of `sizes`.
+        Default size: the first of `sizes`.
         """
         pixels = crop(image, self.preprocess, size or self.sizes[0])[None]
-        return pixels if self.preprocess.dtype == "uint8" else normalise(pixels, self.preprocess)
+        if self.preprocess.dtype == "uint8":
+            return pixels
+        return in_format(normalise(pixels, self.preprocess), self.preprocess.dtype)
 
     def describe(self, size: Resolution) -> str:
         """The artifact that serves a size, and what it runs on. Loads it."""
@@ -96,9 +101,10 @@ class Model:
         return f"{self._runner(graph.path).describe}, {graph.path}"
 
     def run(self, images: Array) -> Array:
-        """Answers for a batch (B, 3, H, W) float32, or (B, H, W, 3) uint8 where the graph takes raw pixels.
+        """Answers for a batch (B, 3, H, W) in the graph's format, or (B, H, W, 3) uint8 where it takes raw pixels.
 
-        Raises InputError for a layout, size or batch that the bundle has no graph for.
+        The graph's format is float32 unless the bundle was made with another `--io-precision`; answers have it too.
+        Raises InputError for a format, layout, size or batch that the bundle has no graph for; nothing is converted.
         """
         size = self._size(images)
         graph = self._graph(size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,12 +33,16 @@ Family = Literal["deit", "swin"]
 RopeKind = Literal["none", "axial", "mixed"]
 RopeMode = Literal["baked", "dynamic", "inputs"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+IoPrecision = Literal["fp32", "fp16", "bf16"]
 # portable: for engines, OpenVINO and others · onnxruntime: what ONNX Runtime's CPU provider is fast with
 Form = Literal["portable", "onnxruntime"]
 Output = Literal["logits", "cls", "tokens"]
 # none: the target only · ampere-plus: every later generation as well · same-cc: all GPUs of the compute capability
 Hardware = Literal["none", "ampere-plus", "same-cc"]
 
+# As NumPy, torch and manifests call them.
+DTYPES: dict[str, Literal["float32", "float16", "bfloat16"]]
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -252,11 +256,11 @@ class TensorSpec:
 class IoSpec:
     """What goes into a graph and what comes out of it.
 
-    image   (B, 3, H, W) float32, normalised; or with `pixels` (B, H, W, 3) uint8, raw RGB
+    image   (B, 3, H, W), normalised; or with `pixels` (B, H, W, 3) uint8, raw RGB
     logits  (B, classes) · cls (B, features): the pooled feature · tokens (B, T, features): all normalised tokens
 
     `resolution` is the size of a baked graph, the largest height and width of one that takes any size. `positions`:
-    what the host fills beside the image, where `rope` is "inputs".
+    what the host fills beside the image, where `rope` is "inputs". `dtype`: of all these but raw pixels.
     """
 
     resolution: Resolution
@@ -265,6 +269,7 @@ class IoSpec:
     pixels: bool
     rope: RopeMode = "baked"
     positions: tuple[TensorSpec, ...] = ()
+    dtype: str = "float32"
 
     @property
     def any_size(self) -> bool:
@@ -281,7 +286,7 @@ class IoSpec:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The image first."""
-        return (self.image, *self.positions)
+        return (self.image, *(replace(each, dtype=self.dtype) for each in self.positions))
 
     @property
     def image(self) -> TensorSpec:
@@ -291,7 +296,7 @@ class IoSpec:
             height, width = "height", "width"
         if self.pixels:
             return TensorSpec(name="image", dtype="uint8", shape=(self.batch_extent, height, width, 3))
-        return TensorSpec(name="image", dtype="float32", shape=(self.batch_extent, 3, height, width))
+        return TensorSpec(name="image", dtype=self.dtype, shape=(self.batch_extent, 3, height, width))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -423,7 +428,12 @@ class Preprocess:
     interpolation: str
     crop: float
     layout: Literal["NCHW", "NHWC"]
-    dtype: Literal["float32", "uint8"]
+    dtype: Literal["float32", "float16", "bfloat16", "uint8"]
+
+
+# The precisions whose graphs compute in a 16-bit format, and so may take and give it. With any other, what the host
+# rounds is computed in a format that could have held it.
+_COMPUTE_IN: dict[IoPrecision, tuple[Precision, ...]] = {"fp16": ("fp16", "int8", "fp8"), "bf16": ("bf16",)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -436,6 +446,7 @@ class Request:
     revision: str | None = None
     rope: RopeMode = "baked"
     precision: Precision = "fp32"
+    io_precision: IoPrecision = "fp32"
     calib: str | None = None
     batch: Dim = Dim(min=1, opt=1, max=1)
     engines: tuple[str, ...] = ("auto",)
@@ -454,10 +465,7 @@ class Request:
             self.model.check(resolution)
         if self.revision and self.weights not in ("auto", "pretrained"):
             raise UsageError(f"--revision is of the hub, but the weights are {self.weights}: leave one out.")
-        if self.precision in ("int8", "fp8") and self.calib is None:
-            raise UsageError(f"--precision {self.precision} is measured on images of the job: give --calib DIR.")
-        if self.calib is not None and self.precision not in ("int8", "fp8"):
-            raise UsageError(f"--calib is for int8 and fp8, but the precision is {self.precision}: leave one out.")
+        self._check_precision()
         if self.revision and self.model.packaged:
             raise UsageError(f"--revision is of the hub, but {self.model.short} is in this package: leave it out.")
         if self.rope != "baked" and self.model.family == "swin":
@@ -477,6 +485,17 @@ class Request:
         names = ("targets",) if self.targets else ()
         flags = {"targets": "--sm"}
         return {name: flags.get(name, f"--{name.replace('_', '-')}") for name in (*names, *self.options.given())}
+
+    def _check_precision(self) -> None:
+        if self.precision in ("int8", "fp8") and self.calib is None:
+            raise UsageError(f"--precision {self.precision} is measured on images of the job: give --calib DIR.")
+        if self.calib is not None and self.precision not in ("int8", "fp8"):
+            raise UsageError(f"--calib is for int8 and fp8, but the precision is {self.precision}: leave one out.")
+        if self.io_precision != "fp32" and self.precision not in _COMPUTE_IN[self.io_precision]:
+            raise UsageError(
+                f"--io-precision {self.io_precision} is for graphs that compute in it, but the precision is "
+                f"{self.precision}: needs --precision {' or '.join(_COMPUTE_IN[self.io_precision])}."
+            )
 
     @property
     def bundle_name(self) -> str:
@@ -498,6 +517,7 @@ class Request:
                 pixels=self.pixels,
                 rope=self.rope,
                 positions=positions,
+                dtype=DTYPES[self.io_precision],
             )
             for size in sizes
         )
@@ -523,5 +543,5 @@ class Request:
             interpolation="bicubic",
             crop=self.model.resize_ratio,
             layout="NHWC" if self.pixels else "NCHW",
-            dtype="uint8" if self.pixels else "float32",
+            dtype="uint8" if self.pixels else DTYPES[self.io_precision],
         )

@@ -13,7 +13,7 @@ from onnx_ir.passes import common
 from ropevit_export.errors import PassError
 from ropevit_export.passes import apply
 from ropevit_export.passes.patches import PatchesToDepth
-from ropevit_export.passes.precision import POLICIES, ToHalf
+from ropevit_export.passes.precision import POLICIES, RetypeEnds, ToHalf
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
 from ropevit_export.passes.verify import verify
@@ -95,6 +95,32 @@ def test_half_precision_computes_in_half_between_float_ends(graph_of: Text) -> N
     assert (model.graph.inputs[0].dtype, model.graph.outputs[0].dtype) == (ir.DataType.FLOAT, ir.DataType.FLOAT)
     assert [value.name for value in model.graph.outputs] == ["logits"]
     np.testing.assert_allclose(run(model, image=image), theirs, atol=2e-3)
+
+
+@pytest.mark.parametrize(("form", "inside"), [("fp16", ["Mul", "Add"]), ("fp32", ["Cast", "Mul", "Add", "Cast"])])
+def test_ends_take_a_format_without_a_cast_where_the_graph_computes_in_it(
+    graph_of: Text, form: str, inside: list[str]
+) -> None:
+    image = np.linspace(-1, 1, 12, dtype=np.float16).reshape(1, 3, 2, 2)
+    model = common.ShapeInferencePass()(graph_of(PLAIN)).model
+    if form == "fp16":
+        ToHalf(POLICIES["fp16"])(model)
+    theirs = run(model, image=image.astype(np.float32))
+    assert RetypeEnds(ir.DataType.FLOAT16)(model).modified
+    common.CheckerPass(full_check=True)(model)
+    assert kinds(model) == inside
+    assert (model.graph.inputs[0].dtype, model.graph.outputs[0].dtype) == (ir.DataType.FLOAT16, ir.DataType.FLOAT16)
+    assert [value.name for value in (*model.graph.inputs, *model.graph.outputs)] == ["image", "logits"]
+    assert np.array_equal(run(model, image=image), theirs.astype(np.float16))
+    assert not RetypeEnds(ir.DataType.FLOAT16)(model).modified
+
+
+def test_ends_of_whole_numbers_stay(graph_of: Text) -> None:
+    text = f"{HEADER} g (uint8[1,2] image) => (float[1,2] logits) {{ logits = Cast <to = 1> (image) }}"
+    model = graph_of(text)
+    assert RetypeEnds(ir.DataType.FLOAT16)(model).modified
+    assert model.graph.inputs[0].dtype == ir.DataType.UINT8
+    assert np.array_equal(run(model, image=np.uint8([[3, 4]])), np.float16([[3, 4]]))
 
 
 def test_a_weight_beyond_half_precision_is_named(graph_of: Text) -> None:
@@ -196,6 +222,7 @@ def test_a_legal_graph_passes(graph_of: Text) -> None:
             ("(float[1,3,2,2] image)", "(float[1,3,2,3] image)"),
             r"inputs are {'image': \(1, 3, 2, 3\)}, needed {'image': \(1, 3, 2, 2\)}",
         ),
+        (("(float[1,3,2,2] image)", "(float16[1,3,2,2] image)"), "image is float16, needed float32"),
     ],
 )
 def test_an_illegal_graph_is_refused(graph_of: Text, change: tuple[str, str], sentence: str) -> None:

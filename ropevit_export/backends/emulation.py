@@ -16,16 +16,16 @@ import numpy as np
 import onnx_ir as ir
 
 from ropevit_export.backends.onnxruntime import OnnxRuntime
+from ropevit_export.values import DTYPES
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_NAMES = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 class Emulated:
-    """A 16-bit graph whose every result is rounded to its own format."""
+    """A 16-bit graph whose every result is rounded to its own format. Answers are float32 arrays of such numbers."""
 
     def __init__(self, model: Path, *, precision: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -33,22 +33,26 @@ class Emulated:
             ir.save(rounded(ir.load(model)), path, external_data="emulated.data")
             # A session's own optimisation may drop a pair of casts.
             self._session = OnnxRuntime(path, optimise=False)
-        self._rounded = _NAMES[precision]
+        self._rounded = DTYPES[precision]
 
     @property
     def describe(self) -> str:
         return f"{self._session.describe}, every result rounded to {self._rounded}"
 
     def run(self, feeds: Arrays, output: str) -> Array:
-        return self._session.run(feeds, output)
+        return self.run_all(feeds, [output])[0]
 
     def run_all(self, feeds: Arrays, outputs: Sequence[str]) -> list[Array]:
-        return self._session.run_all(feeds, outputs)
+        given = {name: array if array.dtype == np.uint8 else array.astype(np.float32) for name, array in feeds.items()}
+        return self._session.run_all(given, outputs)
 
 
 def rounded(model: ir.Model) -> ir.Model:
     """The model in float32, with what it computes in 16 bits rounded to them. The model given is used up."""
     graph = model.graph
+    for value in graph.inputs:
+        if value.dtype in _HALVES:
+            value.dtype = ir.DataType.FLOAT
     for value in graph.initializers.values():
         if value.dtype in _HALVES and value.const_value is not None:
             array = value.const_value.numpy().astype(np.float32)
@@ -75,3 +79,7 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     for user, index in users:
         user.replace_input_with(index, up.outputs[0])
     graph.insert_after(node, [down, up])
+    for at, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[at] = up.outputs[0]
+            value.name, up.outputs[0].name = f"{value.name}.exact", value.name

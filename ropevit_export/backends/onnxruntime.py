@@ -44,6 +44,12 @@ class OnnxRuntime:
         loaded = self._session.get_providers()
         if loaded[: len(providers)] != list(providers):
             raise BackendError(f"asked ONNX Runtime for {', '.join(providers)}, it loaded {', '.join(loaded)}.")
+        ends = [*self._session.get_inputs(), *self._session.get_outputs()]
+        if any(each.type == "tensor(bfloat16)" for each in ends):
+            raise BackendError(
+                f"ONNX Runtime's Python interface has no bfloat16 arrays, which {model.name} takes or gives: use "
+                "OpenVINO, or --io-precision fp32."
+            )
         self._version = str(onnxruntime.__version__)
         self._providers = tuple(providers)
         self._precision = precision

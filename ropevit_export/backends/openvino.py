@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 from ropevit_export.errors import BackendError
@@ -55,6 +56,8 @@ class OpenVino:
         if taken != wanted:
             raise BackendError(f"asked OpenVINO to compute {model.name} in {wanted}, {device} takes {taken}.")
         self._inputs = {each.get_any_name() for each in self._compiled.inputs}
+        bfloat16 = [each for each in self._compiled.outputs if each.get_element_type().get_type_name() == "bf16"]
+        self._bfloat16 = {each.get_any_name() for each in bfloat16}
         self._describe = f"OpenVINO {openvino.__version__.split('-')[0]}, {device}, computed in {taken}"
         if precision in ("int8", "fp8"):
             self._describe += f" around {precision} codes"
@@ -70,9 +73,10 @@ class OpenVino:
         if missing:  # OpenVINO would go on with whatever was there
             raise BackendError(f"OpenVINO failed to run: no {', '.join(sorted(missing))} was given.")
         try:
-            return np.array(self._compiled(dict(feeds))[output])
+            answer = np.array(self._compiled(dict(feeds))[output])
         except Exception as error:
             raise BackendError(f"OpenVINO failed to run: {_last_line(error)}") from error
+        return answer.view(ml_dtypes.bfloat16) if output in self._bfloat16 else answer  # it calls the bits float16
 
 
 class OpenVinoBuilder:

@@ -22,7 +22,7 @@ def name(resolution: Resolution) -> str:
 
 
 def write(path: Path, image: Array, expected: Array) -> None:
-    """`image` is what the graph takes, `expected` what the reference answers, sample by sample."""
+    """`image` is what the graph takes, in its format; `expected` what the reference answers, sample by sample."""
     path.write_bytes(numpy.save({"expected": np.ascontiguousarray(expected), "image": np.ascontiguousarray(image)}))
 
 

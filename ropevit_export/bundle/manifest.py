@@ -36,10 +36,11 @@ class WeightsEntry(_Strict):
 
 
 class PreprocessEntry(_Strict):
-    """What a host does to an RGB image before the graph. `dtype` uint8: the graph normalises by itself.
+    """What a host does to an RGB image before the graph. `dtype`: of what it makes; uint8: the graph normalises by
+    itself.
 
     Resize the short side to int(size / crop), `interpolation` with antialiasing, crop the centre; then
-    (pixel / 255 - mean) / std.
+    (pixel / 255 - mean) / std, rounded once to `dtype`.
     """
 
     mean: tuple[float, float, float]
@@ -47,7 +48,7 @@ class PreprocessEntry(_Strict):
     interpolation: Literal["bicubic"]
     crop: float
     layout: Literal["NCHW", "NHWC"]
-    dtype: Literal["float32", "uint8"]
+    dtype: Literal["float32", "float16", "bfloat16", "uint8"]
 
 
 class TensorEntry(_Strict):

@@ -25,7 +25,8 @@ def render(
         "",
         *([] if checkpoint.trained else [f"**{UNTRAINED}.**", ""]),
         f"Weights: {checkpoint.source}{at}, SHA-256 {checkpoint.sha256}.",
-        f"Rotary tables: {request.rope}. Precision: {request.precision}. Output: {request.output}.",
+        f"Rotary tables: {request.rope}. Precision: {request.precision}; inputs and outputs: "
+        f"{request.io_precision}. Output: {request.output}.",
         "",
         "| artifact | size | batch | built with | targets |",
         "|---|---|---|---|---|",

@@ -59,6 +59,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number format of the graph itself.",
 )
+@click.option(
+    "--io-precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of floating-point inputs and outputs: fp32, or the 16-bit format that the graph computes in.",
+)
 @click.option("--calib", metavar="DIR|digits", help="Images of the job, which int8 and fp8 ranges are measured on.")
 @click.option("--batch", default="1", show_default=True, metavar="N|MIN:OPT:MAX", help="Static or dynamic batch.")
 @click.option(

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ropevit_export.preprocess import crop
+from ropevit_export.preprocess import crop, in_format
 from ropevit_export.values import Preprocess, Resolution
 
 if TYPE_CHECKING:
-    from ropevit_export.values import FloatArray
+    from ropevit_export.values import Array, FloatArray
 
 PHOTOS = tuple(sorted(Path(__file__).with_name("photos").glob("*.jpg")))
 
@@ -29,6 +29,6 @@ def pixels(preprocess: Preprocess, resolution: Resolution, seed: int) -> npt.NDA
     return np.stack([first, *photos])
 
 
-def feed(samples: npt.NDArray[np.uint8], images: FloatArray, preprocess: Preprocess) -> npt.NDArray[np.generic]:
-    """What the graph takes: raw pixels, or the normalised images."""
-    return samples if preprocess.dtype == "uint8" else images
+def feed(samples: npt.NDArray[np.uint8], images: FloatArray, preprocess: Preprocess) -> Array:
+    """What the graph takes: raw pixels, or the normalised images in its format."""
+    return samples if preprocess.dtype == "uint8" else in_format(images, preprocess.dtype)

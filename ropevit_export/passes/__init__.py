@@ -11,17 +11,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
 from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.places import probed, refuse_overflow
-from ropevit_export.passes.precision import POLICIES, ToHalf
+from ropevit_export.passes.precision import POLICIES, RetypeEnds, ToHalf
 from ropevit_export.passes.quantize import Coding, QuantizeGemm, QuantizeLinear
 from ropevit_export.passes.ranges import balance, calibrate
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
+from ropevit_export.passes.split import SplitGemm
 from ropevit_export.passes.verify import verify
 from ropevit_export.values import Graph, PassRecord, Precision
 
@@ -56,14 +58,18 @@ def simplify(graph: Graph) -> Graph:
     return graph
 
 
-def convert(graph: Graph, precision: Precision) -> Graph:
-    """A finished float32 graph to another precision, checked again. The graph given is used up."""
+def convert(graph: Graph, precision: Precision, ends: str = "float32") -> Graph:
+    """A finished float32 graph to another precision, checked again. The graph given is used up.
+
+    `ends`: of floating-point inputs and outputs, float32 or the format that the graph then computes in.
+    """
     if precision == "fp32":
         return graph
     steps: list[ir.passes.PassBase] = [ToHalf(POLICIES[precision])]
     if precision == "fp16":  # in bfloat16 the convolution stays float32
         steps.append(PatchesToDepth())
-    graph = apply(graph, [*steps, common.DeduplicateHashedInitializersPass()])  # rounding can make tensors equal
+    steps.append(common.DeduplicateHashedInitializersPass())  # rounding can make tensors equal
+    graph = _with_ends(apply(graph, steps), ends)
     verify(graph)
     return graph
 
@@ -80,17 +86,27 @@ class Quantized:
     onnxruntime: Graph | None
 
 
-def run_quantized(graph: Graph, coding: Coding, feeds: Iterable[Arrays]) -> Quantized:
+def run_quantized(graph: Graph, coding: Coding, feeds: Iterable[Arrays], ends: str = "float32") -> Quantized:
     """From the float32 graph that `simplify` gives, which is used up. `feeds`: what the graph takes, batch by batch."""
     ranges = balance(graph.model, calibrate(graph.model, feeds))
     fast = None
     if coding == "int8":
         fast = dataclasses.replace(graph, model=_separate(graph.model))
-        fast = apply(fast, [QuantizeGemm(ranges), FuseRotation(), FuseAttention(), *_clean()])
+        fast = apply(fast, [QuantizeGemm(ranges), FuseRotation(), SplitGemm(), FuseAttention(), *_clean()])
+        fast = _with_ends(fast, ends)
         verify(fast)
     engines = apply(graph, [ToHalf(POLICIES["fp16"]), PatchesToDepth(), QuantizeLinear(ranges, coding), *_clean()])
+    engines = _with_ends(engines, ends)
     verify(engines)
     return Quantized(engines=engines, onnxruntime=fast)
+
+
+def _with_ends(graph: Graph, dtype: str) -> Graph:
+    """The graph with inputs and outputs in a format, as its `io` says from then on. Passes before see float32 ends."""
+    if dtype == graph.io.dtype:
+        return graph
+    graph = apply(graph, [RetypeEnds(ir.DataType.from_numpy(np.dtype(dtype)))])
+    return dataclasses.replace(graph, io=dataclasses.replace(graph.io, dtype=dtype))
 
 
 def _separate(model: ir.Model) -> ir.Model:

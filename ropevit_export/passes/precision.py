@@ -1,4 +1,6 @@
-"""The graph's own number format: what the runtime computes in is written in the graph, not asked for at build time."""
+"""The graph's own number format, inside and at its ends: what a runtime computes in is written in the graph, not asked
+for at build time.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ class ToHalf(ir.passes.InPlacePass):
             _retype(node, dtype)
         for index, value in enumerate(graph.outputs):
             if value.dtype == self.policy.dtype:
-                graph.outputs[index] = _cast_output(graph, value)
+                graph.outputs[index] = _cast_output(graph, value, ir.DataType.FLOAT)
         for value in [value for value in graph.initializers.values() if not value.uses()]:
             del graph.initializers[value.name or ""]
         graph.sort()
@@ -112,6 +114,54 @@ class ToHalf(ir.passes.InPlacePass):
         return made
 
 
+class RetypeEnds(ir.passes.InPlacePass):
+    """Floating-point inputs and outputs take a format.
+
+    A Cast between this format and the same inside falls away; where the graph goes on in another, one comes in.
+    """
+
+    def __init__(self, dtype: ir.DataType) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        inputs = [value for value in graph.inputs if _is_float(value) and value.dtype != self.dtype]
+        outputs = [at for at, value in enumerate(graph.outputs) if _is_float(value) and value.dtype != self.dtype]
+        for value in inputs:
+            self._retype_input(graph, value)
+        for index in outputs:
+            self._retype_output(graph, index)
+        graph.sort()
+        return ir.passes.PassResult(model, modified=bool(inputs or outputs))
+
+    def _retype_input(self, graph: ir.Graph, value: ir.Value) -> None:
+        before = value.dtype
+        assert before is not None
+        casts = [user for user in _users(value) if user.op_type == "Cast" and user.outputs[0].dtype == self.dtype]
+        others = [(user, index) for user, index in value.uses() if user not in casts and user.op_type != "Shape"]
+        value.dtype = self.dtype
+        for cast in casts:
+            cast.outputs[0].replace_all_uses_with(value)
+            graph.remove(cast, safe=True)
+        if others:
+            node, again = _cast(value, before)
+            graph.insert_before(graph[0], node)
+            for user, index in others:
+                user.replace_input_with(index, again)
+
+    def _retype_output(self, graph: ir.Graph, index: int) -> None:
+        value = graph.outputs[index]
+        cast, name = value.producer(), value.name
+        inside = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+        if cast is None or inside is None or inside.dtype != self.dtype:
+            graph.outputs[index] = _cast_output(graph, value, self.dtype)
+            return
+        graph.outputs[index] = inside
+        graph.remove(cast, safe=True)
+        value.name, inside.name = f"{name}_before", name
+
+
 def data_nodes(graph: ir.Graph) -> dict[ir.Node, None]:
     """Nodes that the image's values reach, in order; a shape is not a value."""
     reached = set(graph.inputs)
@@ -149,11 +199,12 @@ def _cast(value: ir.Value, dtype: ir.DataType) -> tuple[ir.Node, ir.Value]:
     return node, cast
 
 
-def _cast_output(graph: ir.Graph, value: ir.Value) -> ir.Value:
+def _cast_output(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """An output of the graph in another format, behind a Cast that takes its name."""
     name = value.name
     assert value.dtype is not None
     value.name = f"{name}_{value.dtype.short_name()}"
-    node, single = _cast(value, ir.DataType.FLOAT)
-    single.name = name
+    node, cast = _cast(value, dtype)
+    cast.name = name
     graph.append(node)
-    return single
+    return cast

@@ -58,6 +58,11 @@ def _interface_faults(graph: Graph) -> list[str]:
         faults.append(f"inputs are {found}, needed {needed}")
     if [value.name for value in outputs] != [graph.io.output]:
         faults.append(f"outputs are {[value.name for value in outputs]}, needed {graph.io.output}")
+    types = {each.name: each.dtype for each in graph.io.inputs} | {graph.io.output: graph.io.dtype}
+    for value in (*inputs, *outputs):
+        dtype = None if value.dtype is None else str(value.dtype.numpy())
+        if dtype != types.get(value.name or "", dtype):
+            faults.append(f"{value.name} is {dtype}, needed {types[value.name or '']}")
     return faults
 
 
