@@ -65,11 +65,12 @@ def block_values(graph: ir.Graph) -> dict[str, ir.Value]:
 
     Found by who reads what, not by order: conversion may sort nodes anew.
     """
-    norms = {
-        (node.inputs[1].name or "").removesuffix(".weight"): node
-        for node in graph
-        if node.op_type == "LayerNormalization" and node.inputs[1] is not None
-    }
+    norms: dict[str, ir.Node] = {}
+    for node in graph:
+        if node.op_type == "LayerNormalization" and node.inputs[1] is not None:
+            name = _PARAMETER.sub(r"\1", node.inputs[1].name or "")
+            if name not in norms or _tokens(node) != 1:  # the last block's class token has a norm of its own as well
+                norms[name] = node
     found: dict[str, ir.Value] = {}
     index = 0
     while f"blocks.{index}.norm2" in norms:
@@ -85,6 +86,11 @@ def block_values(graph: ir.Graph) -> dict[str, ir.Value]:
         }
         index += 1
     return found
+
+
+def _tokens(norm: ir.Node) -> object:
+    shape = norm.outputs[0].shape
+    return None if shape is None else shape[1]
 
 
 # Images that nobody measured may reach further than the samples did.

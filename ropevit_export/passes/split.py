@@ -18,8 +18,8 @@ from ropevit_export.passes.attention import start_of_heads
 class SplitGemm(ir.passes.InPlacePass):
     """An 8-bit Gemm of which only slices of heads are read becomes a Gemm for each slice, with the same codes.
 
-    In ONNX Runtime a slice is a copy: without them a base model at 384 takes 2 % less of a core's time. What did not
-    help there: the same for the MLP's first layer, with Gelu and codes in its columns.
+    In ONNX Runtime a slice is a copy: without them a base model at 384 takes 2 % less of a core's time. The same for
+    the first layer of an MLP, each part with its own Gelu and codes, gained nothing.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
