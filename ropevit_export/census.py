@@ -29,8 +29,6 @@ _ONNX = {
     ir.DataType.UINT8: "int8",
     ir.DataType.FLOAT8E4M3FN: "fp8",
 }
-# Kernels that multiply; generated ones only move and combine, apart from fused attention.
-_MULTIPLYING = frozenset({"runtime_fusion", "gemm", "correlation"})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -113,11 +111,9 @@ def of_engine(layers: Iterable[Mapping[str, Any]], wanted: Mapping[str, str]) ->
     for kernel in kernels.of_layers(layers):
         for tensor in kernel.tensors:
             census.counts[tensor.format].bytes += tensor.bytes or 0
-        result = kernel.outputs[0].format if kernel.outputs else "fp32"
         behind = {wanted[node] for node in kernel.nodes if node in wanted}
-        multiplies = kernel.type in _MULTIPLYING or kernel.fused_attention
-        if not (behind and multiplies):
-            census.counts[result].operations += 1
+        if not (behind and kernel.multiplies):
+            census.counts[kernel.written].operations += 1
             continue
         taken = kernel.multiplied
         census.counts[taken].operations += 1

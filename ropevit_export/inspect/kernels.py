@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ _FORMATS = {
     "UInt8": ("uint8", 1),
     "Bool": ("bool", 1),
 }
-_SUFFIX = ".layers.json"
-# A kernel that holds scores, softmax and values of an attention in one.
-_FUSED_ATTENTION = re.compile("mha")
-# TensorRT appends the profile's index and the kernel's own
+# Kernels that multiply; generated ones only move and combine, apart from fused attention.
+_MULTIPLYING = frozenset({"runtime_fusion", "gemm", "correlation"})
+_FUSED_ATTENTION = "mha"
+# TensorRT appends the profile's index and the kernel's own.
 _PROFILE = re.compile(r"_myl(\d+)_\d+$")
 
 
@@ -63,13 +63,18 @@ class Kernel:
         return int(found[1]) if found else 0
 
     @property
-    def fused_attention(self) -> bool:
-        return bool(_FUSED_ATTENTION.search(self.name))
+    def multiplies(self) -> bool:
+        return self.type in _MULTIPLYING or _FUSED_ATTENTION in self.name
 
     @property
     def multiplied(self) -> str:
         """The format of what it multiplies, if it does: beside its factors it may read a wider residual to add."""
-        return min(self.inputs, key=lambda each: each.width).format
+        return min(self.inputs, key=lambda each: each.width).format if self.inputs else self.written
+
+    @property
+    def written(self) -> str:
+        """The format of its first result; a kernel without one computes shapes."""
+        return self.outputs[0].format if self.outputs else "fp32"
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -126,6 +131,19 @@ def traffic(kernels: Iterable[Kernel]) -> Traffic:
         written += _known(kernel.outputs)
         unknown += sum(each.bytes is None for each in kernel.tensors)
     return Traffic(read=read, constants=constants, written=written, unknown=unknown)
+
+
+def attentions_fused(kernels: Iterable[Kernel], attentions: Set[str], products: Set[str]) -> Mapping[str, Kernel]:
+    """The kernel of every attention that one kernel computes: the node of its softmax stands behind the same kernel as
+    two products, of scores and of values. `attentions`, `products`: names of such ONNX nodes.
+    """
+    return {
+        node: kernel
+        for kernel in kernels
+        if len(products & set(kernel.nodes)) >= 2
+        for node in kernel.nodes
+        if node in attentions
+    }
 
 
 def _known(tensors: Iterable[Tensor]) -> int:
