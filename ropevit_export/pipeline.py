@@ -19,7 +19,8 @@ import numpy as np
 
 from ropevit_export import calibration, census, images
 from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, staging
-from ropevit_export.errors import ParityError
+from ropevit_export.errors import BackendError, ParityError
+from ropevit_export.inspect import fusion
 from ropevit_export.parity import compare, samples
 from ropevit_export.parity.tolerance import TOLERANCES, Tolerance
 from ropevit_export.preprocess import normalise
@@ -73,6 +74,8 @@ def export(
     if request.calib is not None:
         calibration.pictures(request.calib)  # that there are any, before minutes of work
     makers, remark = builders(request.engines)
+    if request.require_fused_attention and not makers:
+        raise BackendError(f"--require-fused-attention is of engines, but {remark}.")
     for maker in makers:
         for io in request.graphs():
             maker.check(_engine_spec(request, maker, io))
@@ -338,6 +341,8 @@ class _Export:
             )
             counted = census.of_engine(plan.layers, self.products[source.path])
             counted.require(path.name, self.request.precision)
+            if spec.require_fused_attention:
+                fusion.require(path.name, onnx, plan.layers, max(1, len(spec.profiles)))
             note(f"{len(plan.layers)} kernels, {len(plan.data) / 1e6:.0f} MB, SM {', '.join(plan.targets)}")
         self.notes.append(_engine_note(path.name, plan))
         self.artifacts.append(
@@ -454,6 +459,7 @@ def _engine_spec(request: Request, maker: Builder, io: IoSpec) -> EngineSpec:
         precision=request.precision,
         targets=request.targets,
         profiles=() if io.is_static else tuple(Profile.of(request.model, io, size) for size in request.named_sizes(io)),
+        require_fused_attention=request.require_fused_attention,
     )
 
 

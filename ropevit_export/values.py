@@ -338,6 +338,7 @@ class EngineSpec:
     precision: Precision
     targets: tuple[str, ...]
     profiles: tuple[Profile, ...]
+    require_fused_attention: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -379,6 +380,7 @@ class Request:
     output: Output = "logits"
     pixels: bool = False
     seed: int = 0
+    require_fused_attention: bool = False
 
     def __post_init__(self) -> None:
         if not self.resolutions:
@@ -395,12 +397,18 @@ class Request:
             raise UsageError(f"--calib is for int8 and fp8, but the precision is {self.precision}: leave one out.")
         if self.revision and self.model.packaged:
             raise UsageError(f"--revision is of the hub, but {self.model.short} is in this package: leave it out.")
-        if self.targets and set(self.engines) == {"none"}:
-            raise UsageError("--sm chooses an engine's targets, but --engine none builds none: leave one out.")
+        if set(self.engines) == {"none"}:
+            self._refuse_options_of_engines()
         if self.rope != "baked" and self.model.family == "swin":
             raise UsageError(
                 f"--rope {self.rope} is for DeiT models: Swin's window follows the size, so name its sizes with --res."
             )
+
+    def _refuse_options_of_engines(self) -> None:
+        if self.targets:
+            raise UsageError("--sm chooses an engine's targets, but --engine none builds none: leave one out.")
+        if self.require_fused_attention:
+            raise UsageError("--require-fused-attention is of engines, but --engine none builds none: leave one out.")
 
     @property
     def bundle_name(self) -> str:

@@ -75,6 +75,11 @@ if TYPE_CHECKING:
     help="Compute capabilities an engine must run on, such as 86,89,120.  [default: all but 75]",
 )
 @click.option(
+    "--require-fused-attention",
+    is_flag=True,
+    help="Fail where an engine computes a block's attention in several kernels.",
+)
+@click.option(
     "--output",
     type=click.Choice(["logits", "cls", "tokens"]),
     default="logits",

@@ -15,8 +15,8 @@ def sized(kernels: Iterable[Kernel], shapes: Mapping[str, Iterable[Shape]], batc
     """The same kernels, their open extents filled in as far as only one number will do.
 
     A builder folds leading axes: (batch, tokens, channels) becomes (?, channels). Then ? is a multiple of the batch
-    and what the leading axes of some value at the ONNX nodes behind the kernel come to; as many elements must suit every
-    kernel that reads or writes the tensor. `shapes`: of the values at each node. (?, 1) suits any and stays open.
+    and what the leading axes of some value at the ONNX nodes behind the kernel come to; as many elements must suit
+    every kernel that reads or writes the tensor. `shapes`: of the values at each node. (?, 1) suits any: it stays open.
     """
     kernels = tuple(kernels)
     possible: dict[str, set[int]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,21 @@ from ropevit_export.passes.places import places
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NamedNodes:
+    """Of an ONNX file. attentions: block of every attention, by the name of its softmax (or of the whole of it, where
+    it is one operator). products: names of matrix products and convolutions.
+    """
+
+    attentions: Mapping[str, str]
+    products: Set[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SizedGraph:
     """An ONNX file at one size of its inputs; what has a name is by node name.
 
+    attentions  see `NamedNodes`
     flops       of every matrix product and convolution, 2·M·N·K; other operations are not counted
-    attentions  block of every attention, by the node of its softmax (or the whole of it, where it is one operator)
     shapes      of a node's inputs and outputs, constants left out
     """
 
@@ -55,9 +65,11 @@ def read(path: Path, inputs: Mapping[str, tuple[int, ...]]) -> SizedGraph:
     return SizedGraph(nodes=len(graph), flops=flops, attentions=_attentions(graph), shapes=shapes)
 
 
-def attentions(path: Path) -> Mapping[str, str]:
-    """Of an ONNX file, as `SizedGraph` has them."""
-    return _attentions(ir.load(path).graph)
+def named(path: Path) -> NamedNodes:
+    graph = ir.load(path).graph
+    return NamedNodes(
+        attentions=_attentions(graph), products=frozenset(node.name or "" for node in graph if node.op_type in _FLOPS)
+    )
 
 
 def _attentions(graph: ir.Graph) -> Mapping[str, str]:

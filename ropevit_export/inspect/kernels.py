@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,19 +131,6 @@ def traffic(kernels: Iterable[Kernel]) -> Traffic:
         written += _known(kernel.outputs)
         unknown += sum(each.bytes is None for each in kernel.tensors)
     return Traffic(read=read, constants=constants, written=written, unknown=unknown)
-
-
-def attentions_fused(kernels: Iterable[Kernel], attentions: Set[str], products: Set[str]) -> Mapping[str, Kernel]:
-    """The kernel of every attention that one kernel computes: the node of its softmax stands behind the same kernel as
-    two products, of scores and of values. `attentions`, `products`: names of such ONNX nodes.
-    """
-    return {
-        node: kernel
-        for kernel in kernels
-        if len(products & set(kernel.nodes)) >= 2
-        for node in kernel.nodes
-        if node in attentions
-    }
 
 
 def _known(tensors: Iterable[Tensor]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BundleError
-from ropevit_export.inspect import extents, graph, kernels, plan_header, roofline
+from ropevit_export.inspect import extents, fusion, graph, kernels, plan_header, roofline
 from ropevit_export.inspect.kernels import Kernel, Traffic
 from ropevit_export.models.zoo import find_model
 from ropevit_export.values import Resolution
@@ -210,7 +210,7 @@ def _run(
     largest: int,
 ) -> Run:
     found = extents.sized(found, sized.shapes, batch)
-    fused = kernels.attentions_fused(found, sized.attentions.keys(), sized.flops.keys())
+    not_fused = fusion.not_fused(found, sized.attentions, sized.flops.keys())
     flops = _flops(found, sized.flops)
     works = [
         roofline.Work(bytes=kernels.traffic([each]).total, flops=flops[each.name], format=each.multiplied)
@@ -223,8 +223,8 @@ def _run(
         batch=batch,
         kernels=len(found),
         attentions=len(sized.attentions),
-        fused_attentions=len(fused),
-        not_fused=tuple(block for node, block in sized.attentions.items() if node not in fused),
+        fused_attentions=len(sized.attentions) - len(not_fused),
+        not_fused=not_fused,
         types=dict(Counter(each.type for each in found).most_common()),
         formats=dict(Counter(each.format for each in reports).most_common()),
         traffic=kernels.traffic(found),

@@ -1,0 +1,32 @@
+"""Which blocks' attention an engine computes in one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from ropevit_export.errors import BackendError
+from ropevit_export.inspect import graph, kernels
+from ropevit_export.inspect.kernels import Kernel
+
+
+def not_fused(found: Iterable[Kernel], attentions: Mapping[str, str], products: Set[str]) -> tuple[str, ...]:
+    """Blocks whose attention is several kernels. It is one where the softmax stands behind the same kernel as two
+    products, of scores and of values. `attentions`: block by the node of its softmax. `products`: names of such nodes.
+    """
+    fused = {node for kernel in found if len(products & set(kernel.nodes)) >= 2 for node in kernel.nodes}
+    return tuple(block for node, block in attentions.items() if node not in fused)
+
+
+def require(artifact: str, onnx: Path, layers: Iterable[Mapping[str, Any]], profiles: int) -> None:
+    """Raise BackendError that names the blocks whose attention is not fused in one of the engine's profiles."""
+    found, nodes = kernels.of_layers(layers), graph.named(onnx)
+    for profile in range(profiles):
+        mine = [each for each in found if each.profile == profile]
+        missing = not_fused(mine, nodes.attentions, nodes.products)
+        if missing:
+            raise BackendError(
+                f"{artifact}: attention is not fused in {len(missing)} of {len(nodes.attentions)} blocks "
+                f"({', '.join(missing)}), as --require-fused-attention asks; nothing was written."
+            )
