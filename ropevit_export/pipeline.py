@@ -342,7 +342,7 @@ class _Export:
             counted = census.of_engine(plan.layers, self.products[source.path])
             counted.require(path.name, self.request.precision)
             if spec.require_fused_attention:
-                fusion.require(path.name, onnx, plan.layers, max(1, len(spec.profiles)))
+                fusion.require(path.name, onnx, plan.layers)
             note(f"{len(plan.layers)} kernels, {len(plan.data) / 1e6:.0f} MB, SM {', '.join(plan.targets)}")
         self.notes.append(_engine_note(path.name, plan))
         self.artifacts.append(

@@ -19,11 +19,10 @@ def not_fused(found: Iterable[Kernel], attentions: Mapping[str, str], products: 
     return tuple(block for node, block in attentions.items() if node not in fused)
 
 
-def require(artifact: str, onnx: Path, layers: Iterable[Mapping[str, Any]], profiles: int) -> None:
+def require(artifact: str, onnx: Path, layers: Iterable[Mapping[str, Any]]) -> None:
     """Raise BackendError that names the blocks whose attention is not fused in one of the engine's profiles."""
-    found, nodes = kernels.of_layers(layers), graph.named(onnx)
-    for profile in range(profiles):
-        mine = [each for each in found if each.profile == profile]
+    nodes = graph.named(onnx)
+    for mine in kernels.by_profile(kernels.of_layers(layers)):
         missing = not_fused(mine, nodes.attentions, nodes.products)
         if missing:
             raise BackendError(

@@ -123,6 +123,14 @@ def read(path: Path) -> tuple[Kernel, ...]:
         raise BundleError(f"{path} is not a layer report of this package: {error}.") from error
 
 
+def by_profile(kernels: Iterable[Kernel]) -> tuple[tuple[Kernel, ...], ...]:
+    """The kernels of each profile, by its index: an inference runs those of one."""
+    groups: dict[int, list[Kernel]] = {}
+    for kernel in kernels:
+        groups.setdefault(kernel.profile, []).append(kernel)
+    return tuple(tuple(groups[profile]) for profile in sorted(groups))
+
+
 def traffic(kernels: Iterable[Kernel]) -> Traffic:
     read = constants = written = unknown = 0
     for kernel in kernels:

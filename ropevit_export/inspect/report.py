@@ -164,12 +164,13 @@ def _engine(
         obstacles = plan_header.obstacles(header, artifact.targets, installed, capability())
     found = _kernels(bundle, artifact)
     source = _source(listed, artifact)
-    runs, unknown = [], 0
-    for index, size in enumerate(_sizes(artifact.profiles or artifact.resolutions)):
-        sized = _sized(bundle, listed, source, size)
-        mine = [each for each in found if each.profile == index or not artifact.profiles]
-        runs.append(_run(mine, sized, size, artifact.batch.opt, gpu, largest))
-        unknown += runs[-1].traffic.unknown
+    sizes, groups = _sizes(artifact.profiles or artifact.resolutions), kernels.by_profile(found)
+    if len(groups) == 1:  # one set of kernels for every size
+        groups *= len(sizes)
+    runs = [
+        _run(mine, _sized(bundle, listed, source, size), size, artifact.batch.opt, gpu, largest)
+        for size, mine in zip(sizes, groups, strict=True)
+    ]
     return EngineReport(
         path=artifact.path,
         runtime=artifact.kind,
@@ -178,20 +179,20 @@ def _engine(
         bytes=path.stat().st_size,
         obstacles=tuple(obstacles),
         runs=tuple(runs),
-        remarks=tuple(_remarks(found, unknown, gpu, artifact)),
+        remarks=tuple(_remarks(found, runs, gpu, artifact)),
     )
 
 
 def _remarks(
-    found: Iterable[Kernel], unknown: int, gpu: roofline.Gpu | None, artifact: manifest.ArtifactEntry
+    found: Iterable[Kernel], runs: Iterable[Run], gpu: roofline.Gpu | None, artifact: manifest.ArtifactEntry
 ) -> Iterable[str]:
     if any(tensor.bytes is None for kernel in found for tensor in kernel.tensors):
         yield (
-            f"the builder leaves extents of a dynamic batch open: they are those of the ONNX nodes behind each kernel, "
-            f"at batch {artifact.batch.opt}"
+            "the builder leaves extents of a dynamic batch open: they are taken from the ONNX nodes behind each "
+            f"kernel, at batch {artifact.batch.opt}"
         )
-    if unknown:
-        yield f"the bytes of {unknown} tensors are not known and not counted"
+    if unknown := sum(run.traffic.unknown for run in runs):
+        yield f"{unknown} inputs and outputs of kernels stay without a size and are not counted"
     if gpu is not None:
         yield (
             f"times are an estimate: kernels one after the other at the peak rates of {gpu.name} ({gpu.source}), every "
