@@ -54,7 +54,7 @@ def static(rtx: TensorRtRtx, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dynamic(rtx: TensorRtRtx, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose engine has a profile for each of two sizes, and a dynamic batch."""
     path = tmp_path_factory.mktemp("dynamic") / "digits"
-    options = ("--rope", "dynamic", "--res", "32,48x32", "--batch", "1:2:4", "--sm", "89")
+    options = ("--rope", "dynamic", "--res", "32,48x32", "--batch", "1:2:4", "--sm", "120,89")
     assert cli.run([*DIGITS, *options, "--out", str(path)]) == 0
     return path
 
@@ -99,19 +99,22 @@ def counted(each: Case, output: Any, folder: Path) -> tuple[int, int]:
 def test_flops_of_every_operator(graph_of: Callable[[str], ir.Model], tmp_path: Path) -> None:
     text = """<ir_version: 11, opset_import: ["" : 24]>
     g (float[N,8,6,6] image, float[16,4,3,3] kernel, float[K,N] side, float[K,10] weight, float[2,3,5,8] q,
-       float[2,3,7,8] k, float[2,3,7,4] v) => (float[N,16,4,4] maps, float[N,10] sums, float[2,3,5,4] attended)
+       float[2,3,7,8] k, float[2,3,7,4] v, float[2,5,24] flat_q, float[2,7,24] flat_k, float[2,7,12] flat_v)
+        => (float[N,16,4,4] maps, float[N,10] sums, float[2,3,5,4] attended, float[2,5,12] flat)
     {
         [conv] maps = Conv <group: int = 2> (image, kernel)
         [gemm] sums = Gemm <transA: int = 1> (side, weight)
         [attention] attended = Attention (q, k, v)
+        [flat_attention] flat = Attention <q_num_heads: int = 3, kv_num_heads: int = 3> (flat_q, flat_k, flat_v)
     }"""
     ir.save(graph_of(text), tmp_path / "m.onnx")
     shapes = {"image": (2, 8, 6, 6), "kernel": (16, 4, 3, 3), "side": (20, 2), "weight": (20, 10)}
-    found = graph.read(tmp_path / "m.onnx", shapes | {"q": (2, 3, 5, 8), "k": (2, 3, 7, 8), "v": (2, 3, 7, 4)})
+    shapes |= {"q": (2, 3, 5, 8), "k": (2, 3, 7, 8), "v": (2, 3, 7, 4)}
+    found = graph.read(tmp_path / "m.onnx", shapes | {"flat_q": (2, 5, 24), "flat_k": (2, 7, 24), "flat_v": (2, 7, 12)})
     assert found.flops["conv"] == 2 * (2 * 16 * 4 * 4) * (4 * 3 * 3)
     assert found.flops["gemm"] == 2 * 2 * 20 * 10
-    assert found.flops["attention"] == 2 * 2 * 3 * 5 * 7 * (8 + 4)
-    assert list(found.attentions) == ["attention"]
+    assert found.flops["attention"] == found.flops["flat_attention"] == 2 * 2 * 3 * 5 * 7 * (8 + 4)
+    assert list(found.attentions) == ["attention", "flat_attention"]
 
 
 # bytes, kernels and fusion
@@ -182,10 +185,13 @@ def test_an_extent_that_several_numbers_suit_stays_open() -> None:
 
 def test_an_attention_in_pieces_is_named() -> None:
     attentions, products = {"s0": "blocks.0", "s1": "blocks.1"}, frozenset({"a0", "b0", "a1", "b1"})
-    whole = [a_kernel("_gemm_mha_v2_myl0_1", "a0 s0 b0"), a_kernel("_gemm_mha_v2_myl0_2", "a1 s1 b1")]
+    whole = [a_kernel("subgraph", "a0 s0 b0"), a_kernel("subgraph", "a1 s1 b1")]
     pieces = [whole[0], a_kernel("gemm", "a1"), a_kernel("softmax", "s1"), a_kernel("gemm", "b1")]
     assert fusion.not_fused(whole, attentions, products) == ()
     assert fusion.not_fused(pieces, attentions, products) == ("blocks.1",)
+    operator = {"attention": "blocks.0"}  # one ONNX node, which TensorRT may still take to pieces
+    assert fusion.not_fused([a_kernel("_gemm_mha_v2_myl0_1", "attention")], operator, frozenset(operator)) == ()
+    assert fusion.not_fused([a_kernel("softmax", "attention")], operator, frozenset(operator)) == ("blocks.0",)
 
 
 def test_fused_attention_is_required(
@@ -356,11 +362,26 @@ def test_another_file_in_the_engines_place_is_an_error(
         inspect(copy)
 
 
+def test_an_engine_without_a_header_is_counted_all_the_same(static: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(static, tmp_path / "copy"))
+    listed = copy / "manifest.json"
+    listed.write_text(listed.read_text().replace('"kind": "tensorrt-rtx"', '"kind": "openvino"'))
+    (copy / "model-32.rtx.engine").write_bytes(b"anything")
+    engine = only_engine(copy, None)
+    assert (engine.runtime, engine.obstacles, engine.bytes) == ("openvino", (), 8)
+    assert engine.runs == only_engine(static).runs
+
+
 def test_a_layer_report_that_is_none_is_an_error(static: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(static, tmp_path / "copy"))
     layers = copy / "model-32.rtx.engine.layers.json"
     layers.write_text('{"layers": [{}]}')
     with pytest.raises(BundleError, match="layers.json is not a layer report of this package: 'name'"):
+        inspect(copy)
+    found = json.loads((static / "model-32.rtx.engine.layers.json").read_text())
+    found["layers"][0]["name"] = "k_myl1_0"
+    layers.write_text(json.dumps(found))
+    with pytest.raises(BundleError, match="has kernels for 2 profiles, its manifest names 1"):
         inspect(copy)
     layers.unlink()
     with pytest.raises(BundleError, match="can't read the layer report .*: No such file"):

@@ -13,9 +13,11 @@ from ropevit_export.inspect.kernels import Kernel
 
 def not_fused(found: Iterable[Kernel], attentions: Mapping[str, str], products: Set[str]) -> tuple[str, ...]:
     """Blocks whose attention is several kernels. It is one where the softmax stands behind the same kernel as two
-    products, of scores and of values. `attentions`: block by the node of its softmax. `products`: names of such nodes.
+    products, of scores and of values, or the kernel is called so. `attentions`: block by the node of its softmax.
+    `products`: names of such nodes.
     """
-    fused = {node for kernel in found if len(products & set(kernel.nodes)) >= 2 for node in kernel.nodes}
+    whole = (each for each in found if each.is_fused_attention or len(products & set(each.nodes)) >= 2)
+    fused = {node for kernel in whole for node in kernel.nodes}
     return tuple(block for node, block in attentions.items() if node not in fused)
 
 

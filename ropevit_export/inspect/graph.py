@@ -55,7 +55,7 @@ def read(path: Path, inputs: Mapping[str, tuple[int, ...]]) -> SizedGraph:
     flops, shapes = {}, {}
     for node in graph:
         name = node.name or ""
-        if node.op_type in _FLOPS:
+        if _is_product(node):
             flops[name] = _FLOPS[node.op_type](node)
         shapes[name] = frozenset(
             shape
@@ -68,7 +68,7 @@ def read(path: Path, inputs: Mapping[str, tuple[int, ...]]) -> SizedGraph:
 def named(path: Path) -> NamedNodes:
     graph = ir.load(path).graph
     return NamedNodes(
-        attentions=_attentions(graph), products=frozenset(node.name or "" for node in graph if node.op_type in _FLOPS)
+        attentions=_attentions(graph), products=frozenset(node.name or "" for node in graph if _is_product(node))
     )
 
 
@@ -78,6 +78,10 @@ def _attentions(graph: ir.Graph) -> Mapping[str, str]:
         for node, place in places(graph).items()
         if node.op_type in ("Softmax", "Attention")
     }
+
+
+def _is_product(node: ir.Node) -> bool:
+    return node.op_type in _FLOPS and not node.domain
 
 
 def _block(place: str) -> str:
@@ -100,11 +104,17 @@ def _conv(node: ir.Node) -> int:
 
 
 def _attention(node: ir.Node) -> int:
-    """Scores and values; q, k, v are (batch, heads, tokens, width)."""
+    """Scores and values; q, k, v are (batch, heads, tokens, width) or (batch, tokens, heads · width)."""
     q, k, v = (_known(node, value) for value in node.inputs[:3])
-    if len(q) != 4:
-        raise BundleError(f"the FLOPs of Attention on {len(q)} axes, as {node.name} has, are not counted here.")
+    if len(q) == 3:
+        q, k, v = (_split(each, node.attributes.get_int(f"{name}_num_heads", 1))
+                   for each, name in ((q, "q"), (k, "kv"), (v, "kv")))  # fmt: skip
     return 2 * math.prod(q[:3]) * k[2] * (q[3] + v[3])
+
+
+def _split(shape: tuple[int, ...], heads: int) -> tuple[int, ...]:
+    batch, tokens, channels = shape
+    return batch, heads, tokens, channels // heads
 
 
 _FLOPS = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Attention": _attention}

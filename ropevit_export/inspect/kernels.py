@@ -63,8 +63,13 @@ class Kernel:
         return int(found[1]) if found else 0
 
     @property
+    def is_fused_attention(self) -> bool:
+        """By its name in TensorRT; other builders' names say nothing."""
+        return _FUSED_ATTENTION in self.name
+
+    @property
     def multiplies(self) -> bool:
-        return self.type in _MULTIPLYING or _FUSED_ATTENTION in self.name
+        return self.type in _MULTIPLYING or self.is_fused_attention
 
     @property
     def multiplied(self) -> str:

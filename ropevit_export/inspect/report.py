@@ -149,24 +149,14 @@ def _engine(
     largest: int,
     capability: Capability,
 ) -> EngineReport:
-    path = bundle / artifact.path
-    obstacles: list[str] = []
-    if artifact.kind in _WITH_HEADER:
-        header = plan_header.read(path)
-        if header.runtime != artifact.kind:
-            raise BundleError(
-                f"{path} was built by {header.built_with}, its manifest says {artifact.kind}: it is another file."
-            )
-        if header.targets and header.targets != artifact.targets:
-            built, said = ", ".join(header.targets), ", ".join(artifact.targets)
-            raise BundleError(f"{path} was built for SM {built}, its manifest says {said}: it is another file.")
-        installed = plan_header.installed_version(header.runtime)
-        obstacles = plan_header.obstacles(header, artifact.targets, installed, capability())
+    obstacles = _obstacles(bundle / artifact.path, artifact, capability) if artifact.kind in _WITH_HEADER else ()
     found = _kernels(bundle, artifact)
     source = _source(listed, artifact)
     sizes, groups = _sizes(artifact.profiles or artifact.resolutions), kernels.by_profile(found)
     if len(groups) == 1:  # one set of kernels for every size
         groups *= len(sizes)
+    if len(groups) != len(sizes):
+        raise BundleError(f"{artifact.path} has kernels for {len(groups)} profiles, its manifest names {len(sizes)}.")
     runs = [
         _run(mine, _sized(bundle, listed, source, size), size, artifact.batch.opt, gpu, largest)
         for size, mine in zip(sizes, groups, strict=True)
@@ -176,11 +166,25 @@ def _engine(
         runtime=artifact.kind,
         built_with=artifact.built_with,
         targets=artifact.targets,
-        bytes=path.stat().st_size,
-        obstacles=tuple(obstacles),
+        bytes=(bundle / artifact.path).stat().st_size,
+        obstacles=obstacles,
         runs=tuple(runs),
         remarks=tuple(_remarks(found, runs, gpu, artifact)),
     )
+
+
+def _obstacles(path: Path, artifact: manifest.ArtifactEntry, capability: Capability) -> tuple[str, ...]:
+    """Raises BundleError for a file that is not the one of the manifest."""
+    header = plan_header.read(path)
+    if header.runtime != artifact.kind:
+        raise BundleError(
+            f"{path} was built by {header.built_with}, its manifest says {artifact.kind}: it is another file."
+        )
+    if header.targets and set(header.targets) != set(artifact.targets):
+        built, said = ", ".join(header.targets), ", ".join(artifact.targets)
+        raise BundleError(f"{path} was built for SM {built}, its manifest says {said}: it is another file.")
+    installed = plan_header.installed_version(header.runtime)
+    return tuple(plan_header.obstacles(header, artifact.targets, installed, capability()))
 
 
 def _remarks(
