@@ -5,9 +5,8 @@ A product is a matrix product or a convolution: nearly all of the work, and what
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ropevit_export.errors import BackendError
+from ropevit_export.inspect import kernels
 from ropevit_export.passes.places import places
 from ropevit_export.passes.precision import POLICIES
 from ropevit_export.values import Form, Precision
@@ -30,13 +30,6 @@ _ONNX = {
     ir.DataType.UINT8: "int8",
     ir.DataType.FLOAT8E4M3FN: "fp8",
 }
-# TensorRT's name, and bytes of a value
-_TENSORRT = {"Float": ("fp32", 4), "Half": ("fp16", 2), "BFloat16": ("bf16", 2), "Int8": ("int8", 1), "FP8": ("fp8", 1)}
-_OTHER_BYTES = {"Int32": 4, "Int64": 8, "UInt8": 1, "Bool": 1}
-# Kernels that multiply; generated ones only move and combine, apart from fused attention.
-_MULTIPLYING = frozenset({"runtime_fusion", "gemm", "correlation"}) | {
-    "FullyConnected", "Convolution", "MatMul", "Subgraph",  # OpenVINO
-}  # fmt: skip
 
 
 @dataclass(kw_only=True, slots=True)
@@ -121,34 +114,16 @@ def _multiplied(node: ir.Node) -> str:
 def of_engine(layers: Iterable[Mapping[str, Any]], wanted: Mapping[str, set[str]]) -> Census:
     """The census of an engine from its builder's layer report. `wanted`: of the ONNX file it was built from."""
     census = Census()
-    for layer in layers:
-        tensors = [*layer["inputs"], *layer["constants"], *layer["outputs"]]
-        for tensor in tensors:
-            name, size = _format(tensor["dtype"])
-            census.counts[name].bytes += _elements(tensor["shape"]) * size
-        result, _ = _format(layer["outputs"][0]["dtype"]) if layer["outputs"] else ("fp32", 4)
-        behind = set().union(*(wanted.get(node, ()) for node in layer["onnx_nodes"]))
-        multiplies = layer["type"] in _MULTIPLYING or "mha" in layer["name"]
-        if not (behind and multiplies):
-            census.counts[result].operations += 1
+    for kernel in kernels.of_layers(layers):
+        for tensor in kernel.tensors:
+            census.counts[tensor.format].bytes += tensor.bytes or 0
+        behind = set().union(*(wanted.get(node, ()) for node in kernel.nodes))
+        if not (behind and kernel.multiplies):
+            census.counts[kernel.written].operations += 1
             continue
-        taken = _narrowest(layer["inputs"])
+        taken = kernel.multiplied
         census.counts[taken].operations += 1
         census.counts[taken].products += 1
         if taken not in behind:
-            census.faults.append(f"{layer['name']} runs in {taken}")
+            census.faults.append(f"{kernel.name} runs in {taken}")
     return census
-
-
-def _format(dtype: str) -> tuple[str, int]:
-    return _TENSORRT.get(dtype, (dtype.lower(), _OTHER_BYTES.get(dtype, 0)))
-
-
-def _narrowest(tensors: Sequence[Mapping[str, Any]]) -> str:
-    """What a kernel multiplies: beside its factors it may read a wider residual to add."""
-    return min((_format(tensor["dtype"]) for tensor in tensors), key=lambda each: each[1])[0]
-
-
-def _elements(shape: Sequence[int | str]) -> int:
-    known = [extent for extent in shape if isinstance(extent, int)]
-    return math.prod(known) if len(known) == len(shape) else 0

@@ -19,7 +19,8 @@ import numpy as np
 
 from ropevit_export import calibration, census, images
 from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, staging
-from ropevit_export.errors import ParityError, UsageError
+from ropevit_export.errors import BackendError, ParityError, UsageError
+from ropevit_export.inspect import fusion
 from ropevit_export.parity import compare, samples
 from ropevit_export.parity.tolerance import TOLERANCES, Tolerance
 from ropevit_export.preprocess import in_format, normalise
@@ -80,6 +81,8 @@ def export(
     if request.calib is not None:
         calibration.pictures(request.calib)  # that there are any, before minutes of work
     makers, remark = builders(request.engines)
+    if request.require_fused_attention and not makers:
+        raise BackendError(f"--require-fused-attention is of engines, but {remark}.")
     _check_engines(request, makers)
     if out is not None:
         staging.refuse_existing(out, force=force)
@@ -357,6 +360,8 @@ class _Export:
             wanted = {node: {plan.lifts.get(each, each) for each in names} for node, names in products.items()}
             counted = census.of_engine(plan.layers, wanted)
             counted.require(path.name, self.request.precision, plan.lifts)
+            if spec.require_fused_attention:
+                fusion.require(path.name, onnx, plan.layers)
             size = sum(file.stat().st_size for file in plan.files)
             targets = f", SM {', '.join(plan.targets)}" if plan.targets else ""
             note(f"{len(plan.layers)} kernels, {size / 1e6:.0f} MB{targets}")
@@ -508,6 +513,7 @@ def _engine_spec(request: Request, maker: Builder, io: IoSpec) -> EngineSpec:
         targets=request.targets if "targets" in maker.options else (),
         profiles=() if io.is_static else tuple(Profile.of(request.model, io, size) for size in request.named_sizes(io)),
         options=request.options.only(maker.options),
+        require_fused_attention=request.require_fused_attention,
     )
 
 

@@ -399,6 +399,7 @@ class EngineSpec:
     targets: tuple[str, ...]
     profiles: tuple[Profile, ...]
     options: EngineOptions = EngineOptions()
+    require_fused_attention: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -455,6 +456,7 @@ class Request:
     output: Output = "logits"
     pixels: bool = False
     seed: int = 0
+    require_fused_attention: bool = False
 
     def __post_init__(self) -> None:
         if not self.resolutions:
@@ -482,9 +484,9 @@ class Request:
     @property
     def engine_flags(self) -> dict[str, str]:
         """What was asked of engines: names as builders know them, and as they stand on the command line."""
-        names = ("targets",) if self.targets else ()
-        flags = {"targets": "--sm"}
-        return {name: flags.get(name, f"--{name.replace('_', '-')}") for name in (*names, *self.options.given())}
+        own = {"targets": self.targets, "require_fused_attention": self.require_fused_attention}
+        names = [*(name for name, value in own.items() if value), *self.options.given()]
+        return {name: "--sm" if name == "targets" else f"--{name.replace('_', '-')}" for name in names}
 
     def _check_precision(self) -> None:
         if self.precision in ("int8", "fp8") and self.calib is None:

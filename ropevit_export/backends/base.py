@@ -27,7 +27,7 @@ class Builder(Protocol):
 
     version      of the library, and of the device where the result depends on it
     all_targets  compute capabilities that it can build for
-    options      fields of EngineOptions that it makes use of, and "targets" if it has any
+    options      fields of EngineOptions and of EngineSpec that it makes use of
     """
 
     runtime: str

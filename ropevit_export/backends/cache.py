@@ -40,7 +40,9 @@ def build(maker: Builder, onnx: Path, weights: Path, spec: EngineSpec, path: Pat
 
 
 def _key(maker: Builder, spec: EngineSpec, inputs: Sequence[Path]) -> str:
-    facts = dataclasses.asdict(spec) | {"options": spec.options.given(), "targets": maker.targets(spec)}
+    facts = dataclasses.asdict(spec)
+    del facts["require_fused_attention"]  # of the result, not of how it is made
+    facts |= {"options": spec.options.given(), "targets": maker.targets(spec)}
     versions = [maker.version, importlib.metadata.version("ropevit-export")]
     digests = [_sha256(path) for path in inputs]
     text = json.dumps([facts, versions, digests], sort_keys=True, default=str)

@@ -16,7 +16,9 @@ from ropevit_export.values import EngineSpec, Plan, Precision
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Runner
 
-COMMON_OPTIONS = frozenset({"targets", "workspace", "version_compatible", "strip_weights", "refit", "tf32"})
+COMMON_OPTIONS = frozenset(
+    {"targets", "require_fused_attention", "workspace", "version_compatible", "strip_weights", "refit", "tf32"}
+)
 Layers = Sequence[Mapping[str, object]]
 
 

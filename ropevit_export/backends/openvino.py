@@ -88,7 +88,7 @@ class OpenVinoBuilder:
     runtime = "openvino"
     suffix = ".xml"
     all_targets: tuple[str, ...] = ()
-    options: frozenset[str] = frozenset()
+    options = frozenset({"require_fused_attention"})
 
     def __init__(self) -> None:
         self._openvino = _library()

@@ -48,6 +48,8 @@ class TensorRtRtx(NvinferBuilder):
             )
         if "75" in spec.targets and spec.precision == "fp32":
             raise UsageError("SM 75 (Turing) has no float32 matrix product in TensorRT-RTX: use --precision fp16.")
+        if spec.require_fused_attention and spec.precision == "fp32":
+            raise UsageError("TensorRT-RTX has no fused attention for float32: use --precision fp16 or bf16.")
         lacking = [target for target in spec.targets if target in _NO_FP8]
         if spec.precision == "fp8" and lacking:
             raise UsageError(f"SM {', '.join(lacking)} has no fp8: it begins with SM 89; use --precision int8.")

@@ -102,6 +102,11 @@ if TYPE_CHECKING:
 )
 @click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="Keep engines there, and take them.")
 @click.option(
+    "--require-fused-attention",
+    is_flag=True,
+    help="Fail where an engine computes a block's attention in several kernels.",
+)
+@click.option(
     "--output",
     type=click.Choice(["logits", "cls", "tokens"]),
     default="logits",

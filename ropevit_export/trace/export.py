@@ -43,13 +43,15 @@ def trace_inputs(spec: ModelSpec, weights: Weights, io: IoSpec) -> Graph:
 
 
 def export_plain(module: torch.nn.Module, images: FloatArray, path: Path, output: str) -> None:
-    """What a user without this package would do: `torch.onnx.export` of the unfolded model, all options left alone."""
+    """What a user without this package would do: `torch.onnx.export` of the unfolded model, all options left alone.
+
+    The graph is in the module's own format; `images` are float32.
+    """
     _hush()
+    example = torch.from_numpy(images).to(next(module.parameters()).dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module, (torch.from_numpy(images),), path, input_names=["image"], output_names=[output], verbose=False
-        )
+        torch.onnx.export(module, (example,), path, input_names=["image"], output_names=[output], verbose=False)
 
 
 def _export(module: torch.nn.Module, spec: ModelSpec, io: IoSpec) -> Graph:
