@@ -7,9 +7,11 @@ Nothing here imports torch or a runtime.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ropevit_export.errors import UsageError
@@ -407,6 +409,11 @@ class Request:
         sizes = "_".join(map(str, self.resolutions))
         return f"{self.model.short}-{sizes}-{self.precision}"
 
+    def options(self) -> dict[str, str]:
+        """Every field as text, files by their names only: what a bundle says of the request that it was made from."""
+        noted = {field.name: _option(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return noted | {"revision": self.revision or ""}  # a branch of the hub may hold a slash
+
     def graphs(self) -> tuple[IoSpec, ...]:
         """One graph a size, or one for all sizes up to the largest height and width named."""
         sizes = self.resolutions
@@ -449,3 +456,12 @@ class Request:
             layout="NHWC" if self.pixels else "NCHW",
             dtype="uint8" if self.pixels else "float32",
         )
+
+
+def _option(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_option, value))
+    if isinstance(value, ModelSpec):
+        return value.name
+    text = "" if value is None else str(value)
+    return Path(text).name if "/" in text or "\\" in text else text
