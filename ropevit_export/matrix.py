@@ -128,15 +128,18 @@ def build_on_ray(
                     reference = task.options(**needs).remote(str(Path.cwd()), cell, force)
                     running[reference] = cell, time.monotonic()
                     yield cell, "handed to Ray"
-                ready, _ = ray.wait(list(running)) if running else ([], [])
+                # A signal is heard between two waits only.
+                ready, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
                 for reference in ready:
                     cell, start = running.pop(reference)
-                    yield cell, _ray_outcome(ray, reference, time.monotonic() - start)
+                    yield cell, _ray_outcome(ray, reference, cell, time.monotonic() - start)
         finally:
             for reference in running:
-                ray.cancel(reference)  # raises KeyboardInterrupt there, so that it clears up
+                ray.cancel(reference, force=True)  # native code would not hear a polite one
             if running:
                 ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
+            for cell, _ in running.values():
+                _clear_up(cell)
             if ours:
                 ray.shutdown()
 
@@ -200,12 +203,18 @@ def _finished(bundle: pipeline.Bundle, seconds: float) -> Outcome:
     )
 
 
+def _clear_up(cell: Cell) -> None:
+    """After a build that was killed: claiming its bundle is all it takes."""
+    for final in (cell.out, cell.out.with_name(cell.out.name + pipeline.RANDOM_SUFFIX)):
+        with contextlib.suppress(BundleError), staging.claimed(final):
+            pass
+
+
 class _Child:
     """The process that builds a cell; what it says goes to `events`, its outcome last."""
 
     def __init__(self, cell: Cell, force: bool, events: queue.SimpleQueue[Event]) -> None:
         self._cell, self._events, self._start = cell, events, time.monotonic()
-        self._stopped = False
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `join` closes it
         self._process = subprocess.Popen(
             # Our own path of imports: the present folder must not be on it.
@@ -224,7 +233,6 @@ class _Child:
 
     def stop(self) -> None:
         """Ask it to clear up and end."""
-        self._stopped = True
         self._process.terminate()
 
     def join(self) -> None:
@@ -234,10 +242,8 @@ class _Child:
             self._process.kill()
             self._process.wait()
         self._reader.join()
-        if self._stopped:
-            for final in (self._cell.out, self._cell.out.with_name(self._cell.out.name + pipeline.RANDOM_SUFFIX)):
-                with contextlib.suppress(BundleError), staging.claimed(final):
-                    pass  # claiming clears up what a killed builder left
+        if self._process.returncode != 0:
+            _clear_up(self._cell)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -325,10 +331,11 @@ def _own_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _ray_outcome(ray: ModuleType, reference: Any, seconds: float) -> Outcome:
+def _ray_outcome(ray: ModuleType, reference: Any, cell: Cell, seconds: float) -> Outcome:
     try:
         found: Outcome = ray.get(reference)
     except ray.exceptions.RayError as error:  # the worker died, was out of memory, or lacks this package
         reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
+        _clear_up(cell)
         return Outcome(result="failed", reason=f"Ray: {reason}", exit_code=1, seconds=seconds)
     return found

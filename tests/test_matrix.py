@@ -128,21 +128,28 @@ def test_a_bundle_that_fails_stops_no_other(
 
 
 def test_a_process_that_dies_is_a_bundle_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed = []
+    """As where the system is out of memory; what it had begun to write goes too."""
+    begun: list[subprocess.Popen[bytes]] = []
+    begin_process = subprocess.Popen
 
-    def kill_one(child: Any) -> None:
-        if not killed:
-            killed.append(child._process.pid)
-            os.kill(child._process.pid, signal.SIGKILL)
-        read(child)
+    def noted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        begun.append(begin_process(*arguments, **options))
+        return begun[-1]
 
-    read = matrix._Child._read
-    monkeypatch.setattr(matrix._Child, "_read", kill_one)
-    cells = [matrix.Cell.of(request(size), "", tmp_path / "many") for size in ("32", "48")]
-    found = outcomes(matrix.build(cells))
-    assert [found[name].result for name in NAMES] == ["failed", "built"]
-    assert "the build's process ended by SIGKILL, was memory short?" in (found[NAMES[0]].reason or "")
-    assert names(tmp_path / "many") == NAMES[1:]
+    monkeypatch.setattr(matrix.subprocess, "Popen", noted)
+    many = tmp_path / "many"
+    found = {}
+    for cell, said in matrix.build([matrix.Cell.of(request(size), "", many) for size in ("32", "48")]):
+        if said == "trace 32":
+            assert f".{NAMES[0]}.partial" in names(many)
+            begun[0].kill()
+        found[cell.out.name] = said
+    dead, alive = (found[name] for name in NAMES)
+    assert isinstance(dead, matrix.Outcome)
+    assert isinstance(alive, matrix.Outcome)
+    assert (dead.result, alive.result) == ("failed", "built")
+    assert "the build's process ended by SIGKILL, was memory short?" in (dead.reason or "")
+    assert names(many) == NAMES[1:]
 
 
 def test_out_of_tolerance_is_exit_3(

@@ -43,7 +43,9 @@ def build(ctx: click.Context, request_of: RequestOf) -> None:
                 if not isinstance(said, str):
                     outcomes[cell.out] = said
                 tell((cell, said))
-        except Interrupted:
+        except (Interrupted, Exception):  # where a signal arrives inside Ray, it is an error of Ray's
+            if not Interrupted.arrived:
+                raise
             there = sum(each.result != "failed" for each in outcomes.values())
             raise Interrupted(
                 f"interrupted; {there} of {len(cells)} bundles are there: begin again to go on."
