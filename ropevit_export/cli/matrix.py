@@ -96,6 +96,8 @@ def _display(total: int, *, quiet: bool) -> Iterator[Callable[[Event], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from ropevit_export.pipeline import stage_count
+
     console = Console(stderr=True, quiet=quiet)
     shown = console.is_terminal and not quiet
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -107,8 +109,8 @@ def _display(total: int, *, quiet: bool) -> Iterator[Callable[[Event], None]]:
             cell, said = event
             if isinstance(said, str):
                 if cell.out not in tasks:
-                    tasks[cell.out] = bar.add_task("", total=1)
-                bar.update(tasks[cell.out], description=f"{cell.out.name}: {said}")
+                    tasks[cell.out] = bar.add_task("", total=stage_count(cell.request) + 1)
+                bar.update(tasks[cell.out], description=f"{cell.out.name}: {said}", advance=1)
                 return
             ended += 1
             bar.update(whole, completed=ended)
