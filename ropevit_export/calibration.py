@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +29,23 @@ def pictures(calib: str) -> list[Callable[[], Image.Image]]:
     if calib == BUILT_IN:
         with np.load(DIGITS_FOLDER / "calibration.npz") as file:
             return [lambda image=image: Image.fromarray(image) for image in file["images"]]  # type: ignore[misc]
+    return [lambda path=path: opened(path) for path in _chosen(calib)]  # type: ignore[misc]
+
+
+def sha256(calib: str) -> str:
+    """Of what ranges are measured on; of the packaged images "", they change with the package only."""
+    digest = hashlib.sha256()
+    for path in [] if calib == BUILT_IN else _chosen(calib):
+        digest.update(path.read_bytes())
+    return "" if calib == BUILT_IN else digest.hexdigest()
+
+
+def _chosen(calib: str) -> list[Path]:
     root = Path(calib).expanduser()
     files = image_files(root)
     if not files:
         raise InputError(f"--calib {root} holds no images: needs a folder with some dozens of the job's own.")
-    chosen = np.unique(np.linspace(0, len(files) - 1, min(MOST, len(files))).astype(int))
-    return [lambda path=files[index]: opened(path) for index in chosen]  # type: ignore[misc]
+    return [files[index] for index in np.unique(np.linspace(0, len(files) - 1, min(MOST, len(files))).astype(int))]
 
 
 def feeds(calib: str, io: IoSpec, size: Resolution, host: Arrays, preprocess: Preprocess) -> Iterator[Arrays]:

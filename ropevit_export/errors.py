@@ -19,6 +19,10 @@ class UsageError(RopevitError):
     exit_code = 2
 
 
+class RecipeError(RopevitError):
+    """A recipe's file can't be read."""
+
+
 class CheckpointError(RopevitError):
     """Weights can't be had, read, or don't belong to the model."""
 
@@ -51,3 +55,7 @@ class ParityError(RopevitError):
 
 class BundleError(RopevitError):
     """The bundle's folder can't be written, or is not what its manifest says."""
+
+
+class MatrixError(RopevitError):
+    """Some bundles of a matrix were not built."""

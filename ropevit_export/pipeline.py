@@ -19,7 +19,7 @@ import numpy as np
 
 from ropevit_export import calibration, census, images
 from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, staging
-from ropevit_export.errors import BackendError, ParityError, UsageError
+from ropevit_export.errors import BackendError, BundleError, ParityError, UsageError
 from ropevit_export.inspect import fusion
 from ropevit_export.parity import compare, samples
 from ropevit_export.parity.tolerance import TOLERANCES, Tolerance
@@ -54,11 +54,14 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
-    """A written bundle; `remark` says why something that could have been expected is not in it."""
+    """A written bundle; `remark` says why something that could have been expected is not in it. `kept`: an earlier run
+    had written it.
+    """
 
     path: Path
     manifest: manifest.Manifest
     remark: str | None
+    kept: bool = False
 
 
 def export(
@@ -67,38 +70,97 @@ def export(
     out: Path | None = None,
     force: bool = False,
     cache: Path | None = None,
+    resume: bool = False,
     progress: Progress = lambda stage: None,
 ) -> Bundle:
     """Run every stage for every resolution and write the bundle. `cache`: a folder of engines built before.
 
+    `resume`: a bundle that the same request has made already is kept, and one that another process is making now is
+    waited for; without it both are errors.
+
     Raises RopevitError; a bundle that is out of tolerance is not written, its report is kept beside where it would be.
     """
-    from ropevit_export.backends.select import builders
-
     if out is not None:
         out = out.expanduser()
         out = out if out.name not in ("", "..") else out.resolve()
-    if request.calib is not None:
-        calibration.pictures(request.calib)  # that there are any, before minutes of work
-    makers, remark = builders(request.engines)
-    if request.require_fused_attention and not makers:
-        raise BackendError(f"--require-fused-attention is of engines, but {remark}.")
-    _check_engines(request, makers)
+        if resume and (kept := existing(request, out, force=force)):
+            return kept
+    makers, remark = _makers(request)
     if out is not None:
         staging.refuse_existing(out, force=force)
     weights, checkpoint = _load(request, progress)
     final = _final_folder(request, checkpoint, out)
-    with staging.staged(final, force=force) as folder:
-        work = _Export(request, checkpoint, weights.classes, folder, cache, progress)
-        for io in request.graphs():
-            work.one_graph(weights, io)
-            _require_parity(work, final)
-        del weights  # builders need the memory
-        for maker in makers:
-            work.build_engines(maker)
-            _require_parity(work, final)
-        written = work.finish()
+    with staging.claimed(final, waiting=(lambda: progress("waiting for another process")) if resume else None):
+        if resume and (kept := existing(request, final, force=force)):
+            return kept
+        with staging.staged(final, force=force) as folder:
+            work = _Export(request, checkpoint, weights.classes, folder, cache, progress)
+            for io in request.graphs():
+                work.one_graph(weights, io)
+                _require_parity(work, final)
+            del weights  # builders need the memory
+            for maker in makers:
+                work.build_engines(maker)
+                _require_parity(work, final)
+            written = work.finish()
     return Bundle(path=final, manifest=written, remark=remark)
+
+
+def existing(request: Request, folder: Path, *, force: bool = False) -> Bundle | None:
+    """The bundle that this very request has made there, with the same versions and weights; None where there is none.
+
+    Raises BundleError where another request made it; with `force`, which will replace it, it is none. Its files are not
+    hashed, which takes a second a GB and is what `check` is for: a bundle appears whole or not at all.
+    """
+    if not (folder / manifest.MANIFEST).is_file():
+        return None
+    try:
+        found = manifest.read(folder)
+        change = _change(request, found)
+        if change:
+            raise BundleError(f"{folder} was built {change}: add --force to replace it.")
+    except BundleError:
+        if force:
+            return None
+        raise
+    return Bundle(path=folder, manifest=found, remark=None, kept=True)
+
+
+def _change(request: Request, found: manifest.Manifest) -> str | None:
+    """What is not as it was when a bundle was built."""
+    if found.request is None:
+        return "by a version that did not note its request"
+    then, now = found.request, _noted(request)
+    then_in, now_in = found.versions, _versions()
+    # Of versions those that both have: the machine that looks after a matrix may lack a builder's runtime.
+    pairs = [(name, then.get(name), now.get(name)) for name in sorted(then.keys() | now.keys())]
+    pairs += [(name, then_in[name], now_in[name]) for name in sorted((then_in.keys() & now_in.keys()) - {"python"})]
+    for name, before, after in pairs:
+        if before != after:
+            return f"with {name} {before or 'not given'}, which is {after or 'not given'} now"
+    path = Path(request.weights).expanduser()
+    if path.is_file() and manifest.sha256(path) != found.weights.sha256:
+        return f"from other weights than {path.name} holds now"
+    return None
+
+
+def _noted(request: Request) -> dict[str, str]:
+    """A request as a manifest notes it: calibration images by their content too, as weights are elsewhere in it."""
+    measured_on = {} if request.calib is None else {"calib_sha256": calibration.sha256(request.calib)}
+    return request.options() | measured_on
+
+
+def _makers(request: Request) -> tuple[list[Builder], str | None]:
+    """Builders that can serve the request, and, where `auto` found none, a sentence why; before minutes of work."""
+    from ropevit_export.backends.select import builders
+
+    if request.calib is not None:
+        calibration.pictures(request.calib)  # that there are any
+    makers, remark = builders(request.engines)
+    if request.require_fused_attention and not makers:
+        raise BackendError(f"--require-fused-attention is of engines, but {remark}.")
+    _check_engines(request, makers)
+    return makers, remark
 
 
 def stage_count(request: Request) -> int:
@@ -193,6 +255,7 @@ class _Export:
             parity=tuple(parity_entry(each) for each in self.parity),
             files=(*self.files, _file("report", path)),
             versions=_versions(),
+            request=_noted(request),
         )
         written.write(self.folder)
         return written
@@ -512,7 +575,7 @@ def _engine_spec(request: Request, maker: Builder, io: IoSpec) -> EngineSpec:
         precision=request.precision,
         targets=request.targets if "targets" in maker.options else (),
         profiles=() if io.is_static else tuple(Profile.of(request.model, io, size) for size in request.named_sizes(io)),
-        options=request.options.only(maker.options),
+        options=request.engine_options.only(maker.options),
         require_fused_attention=request.require_fused_attention,
     )
 

@@ -452,7 +452,7 @@ class Request:
     batch: Dim = Dim(min=1, opt=1, max=1)
     engines: tuple[str, ...] = ("auto",)
     targets: tuple[str, ...] = ()
-    options: EngineOptions = EngineOptions()
+    engine_options: EngineOptions = EngineOptions()
     output: Output = "logits"
     pixels: bool = False
     seed: int = 0
@@ -485,7 +485,7 @@ class Request:
     def engine_flags(self) -> dict[str, str]:
         """What was asked of engines: names as builders know them, and as they stand on the command line."""
         own = {"targets": self.targets, "require_fused_attention": self.require_fused_attention}
-        names = [*(name for name, value in own.items() if value), *self.options.given()]
+        names = [*(name for name, value in own.items() if value), *self.engine_options.given()]
         return {name: "--sm" if name == "targets" else f"--{name.replace('_', '-')}" for name in names}
 
     def _check_precision(self) -> None:
@@ -503,6 +503,11 @@ class Request:
     def bundle_name(self) -> str:
         sizes = "_".join(map(str, self.resolutions))
         return f"{self.model.short}-{sizes}-{self.precision}"
+
+    def options(self) -> dict[str, str]:
+        """Every field as text, files by their names only: what a bundle says of the request that it was made from."""
+        noted = {field.name: _option(getattr(self, field.name)) for field in fields(self)}
+        return noted | {"revision": self.revision or ""}  # a branch of the hub may hold a slash
 
     def graphs(self) -> tuple[IoSpec, ...]:
         """One graph a size, or one for all sizes up to the largest height and width named."""
@@ -547,3 +552,14 @@ class Request:
             layout="NHWC" if self.pixels else "NCHW",
             dtype="uint8" if self.pixels else DTYPES[self.io_precision],
         )
+
+
+def _option(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_option, value))
+    if isinstance(value, ModelSpec):
+        return value.name
+    if isinstance(value, EngineOptions):
+        return ",".join(f"{name}={given}" for name, given in value.given().items())
+    text = "" if value is None else str(value)
+    return Path(text).name if "/" in text or "\\" in text else text

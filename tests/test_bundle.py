@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ropevit_export.bundle import golden, manifest
-from ropevit_export.bundle.staging import staged
+from ropevit_export.bundle import golden, lock, manifest, staging
 from ropevit_export.errors import BundleError
 
 SHA = "0" * 64
@@ -21,6 +24,12 @@ def bundle(path: Path, text: str = "old") -> Path:
     path.mkdir(parents=True)
     (path / "manifest.json").write_text(text)
     return path
+
+
+@contextlib.contextmanager
+def staged(final: Path, *, force: bool) -> Iterator[Path]:
+    with staging.claimed(final), staging.staged(final, force=force) as folder:
+        yield folder
 
 
 def names(folder: Path) -> list[str]:
@@ -91,6 +100,118 @@ def test_a_bundle_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> N
         bundle(tmp_path / "out", "theirs")
     assert names(tmp_path) == ["out"]
     assert (tmp_path / "out" / "manifest.json").read_text() == "theirs"
+
+
+def killed(code: str, folder: Path) -> None:
+    """Run code in a process that ends without any clean-up, as by kill -9."""
+    preamble = """
+import os
+from pathlib import Path
+from ropevit_export.bundle import staging
+
+final = Path("out")
+"""
+    done = subprocess.run([sys.executable, "-c", preamble + code], cwd=folder, check=False)
+    assert done.returncode == 9
+
+
+def test_what_a_killed_builder_left_is_cleared_up_by_the_next(tmp_path: Path) -> None:
+    killed("""
+with staging.claimed(final), staging.staged(final, force=False) as folder:
+    (folder / "weights.data").write_text("half")
+    os._exit(9)
+""", tmp_path)  # fmt: skip
+    assert names(tmp_path) == [".out.lock", ".out.partial"]
+    with staged(tmp_path / "out", force=False) as folder:
+        assert names(folder) == []
+        (folder / "file").write_text("new")
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["file"]
+
+
+@pytest.mark.parametrize("after", ["final.rename", "staging.rename"])
+def test_a_replacement_that_was_killed_leaves_one_whole_bundle(tmp_path: Path, after: str) -> None:
+    """The two renames of `--force`: between them there is no bundle, after them there are two."""
+    bundle(tmp_path / "out")
+    moved = "target.name == '.out.replaced'" if after == "final.rename" else "target.name == 'out'"
+    killed(f"""
+rename = Path.rename
+def rename_and_die(self, target):
+    rename(self, target)
+    if {moved}:
+        os._exit(9)
+Path.rename = rename_and_die
+with staging.claimed(final), staging.staged(final, force=True) as folder:
+    (folder / "manifest.json").write_text("new")
+""", tmp_path)  # fmt: skip
+    with staging.claimed(tmp_path / "out"):
+        assert (tmp_path / "out" / "manifest.json").read_text() == ("old" if after == "final.rename" else "new")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_strange_folder_does_not_cost_the_old_bundle(tmp_path: Path) -> None:
+    bundle(tmp_path / ".out.replaced")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years")
+    with pytest.raises(BundleError, match="can't write .*out: Directory not empty"), staging.claimed(tmp_path / "out"):
+        pytest.fail("must not begin")
+    assert names(tmp_path) == [".out.replaced", "out"]
+
+
+def test_only_one_builds_a_bundle(tmp_path: Path) -> None:
+    waits = []
+
+    def waiting() -> None:
+        waits.append(names(tmp_path))
+        if len(waits) == 3:
+            first.close()
+
+    first = contextlib.ExitStack()
+    folder = first.enter_context(staged(tmp_path / "out", force=False))
+    with (
+        pytest.raises(BundleError, match="out is being built by another process now"),
+        staging.claimed(tmp_path / "out"),
+    ):
+        pytest.fail("must not begin")
+    assert folder.is_dir()
+    with staging.claimed(tmp_path / "out.partial"), staging.claimed(tmp_path / "ou"):
+        pass  # these are others
+    assert folder.is_dir()
+    with staging.claimed(tmp_path / "out", waiting=waiting):
+        assert len(waits) == 3
+        assert names(tmp_path / "out") == []
+
+
+def test_a_lock_that_is_removed_while_we_take_it_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last holder removes the file between our opening and our locking it: ours would then be of nobody's file."""
+    take, calls = lock._lock, []
+
+    def taken(fd: int) -> bool:
+        calls.append(fd)
+        if len(calls) == 1:
+            (tmp_path / "lock").unlink()
+        return take(fd)
+
+    monkeypatch.setattr(lock, "_lock", taken)
+    with lock.locked(tmp_path / "lock") as held:
+        assert (held, len(calls)) == (True, 2)
+        with pytest.raises(BlockingIOError), lock.locked(tmp_path / "lock"):
+            pytest.fail("is held")
+    assert names(tmp_path) == []
+
+
+def test_without_locks_nothing_of_another_builder_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_lock", lambda fd: False)
+    with staged(tmp_path / "out", force=False) as folder:
+        with (
+            pytest.raises(BundleError, match="partial exists: another process builds .*out, or was killed"),
+            staged(tmp_path / "out", force=False),
+        ):
+            pytest.fail("must not begin")
+        assert folder.is_dir()
+    assert names(tmp_path) == ["out"]
 
 
 def test_a_file_in_the_way_of_the_folder_is_an_error(tmp_path: Path) -> None:

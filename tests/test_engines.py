@@ -200,7 +200,7 @@ def test_a_tensorrt_engine_in_a_bundle(use: Use, tmp_path: Path) -> None:
         model=find_model("rope_mixed_deit_digits"),
         resolutions=(Resolution.parse("32"),),
         engines=("tensorrt",),
-        options=EngineOptions(workspace=64),
+        engine_options=EngineOptions(workspace=64),
     )
     written = export(request, out=tmp_path / "out").manifest
     engine = written.artifacts[-1]

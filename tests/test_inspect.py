@@ -273,7 +273,7 @@ def make_plan(rtx: TensorRtRtx, tmp_path_factory: pytest.TempPathFactory) -> Cal
     def make(*targets: str) -> Path:
         spec = EngineSpec(runtime=rtx.runtime, precision="fp16", targets=targets, profiles=())
         path = folder / f"{'-'.join(targets)}.rtx.engine"
-        path.write_bytes(rtx.build(folder / "model.onnx", spec).data)
+        rtx.build(folder / "model.onnx", spec, path)
         return path
 
     return make

@@ -145,6 +145,10 @@ class ParityEntry(_Strict):
 
 
 class Manifest(_Strict):
+    """`request`: the options that the bundle was made with, files by their names only; by it a later run of the same
+    matrix knows a bundle that is done.
+    """
+
     schema_version: Literal[1] = SCHEMA_VERSION
     model: str
     rope: Literal["baked", "dynamic", "inputs"]
@@ -156,6 +160,7 @@ class Manifest(_Strict):
     parity: tuple[ParityEntry, ...]
     files: tuple[FileEntry, ...]
     versions: dict[str, str]
+    request: dict[str, str] | None = None
 
     @model_validator(mode="after")
     def _every_graph_was_compared(self) -> Manifest:

@@ -6,10 +6,10 @@ import contextlib
 import errno
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ropevit_export.bundle.lock import locked
 from ropevit_export.bundle.manifest import MANIFEST
 from ropevit_export.errors import BundleError
 
@@ -30,43 +30,73 @@ def refuse_existing(final: Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
+def claimed(final: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Be the only one who builds `final`, and clear up after a builder that was killed before it could do so itself.
+
+    Where another process builds it now: BundleError or, with `waiting`, which is called over and over, patience.
+    """
+    try:
+        with parents(final.parent), locked(_beside(final, "lock"), waiting=waiting) as held:
+            if held:
+                _recover(final)
+            yield
+    except BlockingIOError as error:
+        message = f"{final} is being built by another process now: wait for it, or choose another --out."
+        raise BundleError(message) from error
+    except OSError as error:
+        raise BundleError(_reason(error, final)) from error
+
+
+@contextlib.contextmanager
+def parents(folder: Path) -> Iterator[None]:
+    """A folder, with those that it is in; what had to be made of them and stays empty is removed again."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):  # not empty, or never made
+                each.rmdir()
+
+
+@contextlib.contextmanager
 def staged(final: Path, *, force: bool) -> Iterator[Path]:
-    """A new folder beside `final` to write into; takes its place when the block ends without an error.
+    """A new folder beside `final`, which is `claimed`, to write into; takes its place when the block ends without an
+    error.
 
     Whatever ends the block early leaves nothing behind, and an older bundle as it was.
     """
     refuse_existing(final, force=force)
-    made: list[Path] = []
-    staging: Path | None = None
-    done = False
+    staging = _beside(final, "partial")
     try:
-        made = _make_parents(final.parent)
-        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
-        staging.chmod(0o777 & ~_umask())
-        yield staging
-        _publish(staging, final, force=force)
-        done = True
+        try:
+            staging.mkdir()
+        except FileExistsError as error:  # only where the filesystem has no locks: else it was cleared up
+            raise BundleError(
+                f"{staging} exists: another process builds {final}, or was killed; then remove it."
+            ) from error
+        try:
+            yield staging
+            _publish(staging, final, force=force)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)  # published, it is no longer there
     except OSError as error:
         raise BundleError(_reason(error, final)) from error
-    finally:
-        if not done:
-            if staging is not None:
-                shutil.rmtree(staging, ignore_errors=True)
-            for folder in reversed(made):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
 
 
-def _make_parents(parent: Path) -> list[Path]:
-    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
+def _beside(final: Path, what: str) -> Path:
+    return final.with_name(f".{final.name}.{what}")
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _recover(final: Path) -> None:
+    """What a killed builder left: half a bundle, or a whole old one that was just being replaced."""
+    shutil.rmtree(_beside(final, "partial"), ignore_errors=True)
+    old = _beside(final, "replaced")
+    if (final / MANIFEST).is_file():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.is_dir():
+        old.rename(final)
 
 
 def _publish(staging: Path, final: Path, *, force: bool) -> None:
@@ -74,16 +104,14 @@ def _publish(staging: Path, final: Path, *, force: bool) -> None:
     if not final.exists():
         staging.rename(final)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".replaced", dir=final.parent))
+    old = _beside(final, "replaced")
+    final.rename(old)
     try:
-        final.rename(old / final.name)
-        try:
-            staging.rename(final)
-        except BaseException:
-            (old / final.name).rename(final)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        staging.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _reason(error: OSError, final: Path) -> str:

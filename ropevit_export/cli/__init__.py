@@ -37,8 +37,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error.format_message(), error.exit_code)
     except RopevitError as error:
         return _fail(str(error), error.exit_code)
-    except (click.Abort, Interrupted):
-        return _fail("interrupted, nothing was written.", 130)
+    except (click.Abort, Interrupted) as error:
+        return _fail(str(error) or "interrupted, nothing was written.", 130)
     except BrokenPipeError:  # the reader of our stdout has left
         return 1
     except OSError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ropevit_export.cli.options import ENGINES, list_of, target
+from ropevit_export.cli import recipes
+from ropevit_export.cli.options import ENGINES, list_of, one, target
 from ropevit_export.cli.terminal import progress_bar, quiet_libraries, show
 from ropevit_export.errors import UsageError
 from ropevit_export.models.zoo import find_model
@@ -24,7 +26,13 @@ if TYPE_CHECKING:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 good, 1 a stage failed, 2 usage, 3 out of tolerance.",
 )
-@click.option("--model", metavar="NAME", help="Official, short or timm name; `ropevit-export models` lists them.")
+@click.option(
+    "--model",
+    multiple=True,
+    metavar="NAME",
+    callback=list_of(str),
+    help="Official, short or timm name; `ropevit-export models` lists them.",
+)
 @click.option(
     "--res",
     multiple=True,
@@ -67,7 +75,14 @@ if TYPE_CHECKING:
     help="Of floating-point inputs and outputs: fp32, or the 16-bit format that the graph computes in.",
 )
 @click.option("--calib", metavar="DIR|digits", help="Images of the job, which int8 and fp8 ranges are measured on.")
-@click.option("--batch", default="1", show_default=True, metavar="N|MIN:OPT:MAX", help="Static or dynamic batch.")
+@click.option(
+    "--batch",
+    default="1",
+    show_default=True,
+    metavar="N|MIN:OPT:MAX",
+    callback=one(Dim.parse),
+    help="Static or dynamic batch.",
+)
 @click.option(
     "--engine",
     multiple=True,
@@ -128,6 +143,28 @@ if TYPE_CHECKING:
     help="The bundle's folder  [default: engines/<short name>-<res>-<precision>].",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is whole.")
+@click.option(
+    "--recipe",
+    multiple=True,
+    metavar="FILE",
+    callback=list_of(Path),
+    help="TOML with the options of a deployment target; what is typed as well wins. engines/ holds some.",
+)
+@click.option(
+    "--matrix",
+    is_flag=True,
+    help="A bundle for every --model, --res and --recipe, all three repeatable and with commas, in the folder --out; "
+    "those that an earlier run has finished stay.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --matrix: bundles built at once  [default: 1; with --ray what Ray finds room for].",
+)
+@click.option(
+    "--ray", is_flag=True, help="With --matrix: each bundle is a Ray task; --out must be on a shared filesystem."
+)
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 @click.version_option(package_name="ropevit-export")
@@ -150,29 +187,54 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     if not given:
         click.echo(ctx.get_help())
         return
-    _export(**options)
+    if options["matrix"]:
+        from ropevit_export.cli import matrix
+
+        matrix.build(ctx, _request)
+    else:
+        _export(_one_bundle(ctx))
 
 
-def _export(
-    *, model: str | None, res: tuple[Resolution, ...], batch: str, engine: tuple[str, ...], sm: tuple[str, ...],
-    out: Path | None, force: bool, cache: Path | None, as_json: bool, quiet: bool, **rest: Any,
-) -> None:  # fmt: skip
+def _one_bundle(ctx: click.Context) -> dict[str, Any]:
+    """All options, a recipe's among them, where only one bundle is asked for."""
+    for name in ("jobs", "ray"):
+        if ctx.params[name]:
+            raise UsageError(f"--{name} is for --matrix: add it, or leave both out.")
+    given = ctx.params["recipe"]
+    if len(given) > 1:
+        raise UsageError(f"{len(given)} recipes: give one, or add --matrix for a bundle of each.")
+    options = recipes.options(ctx, given[0] if given else None)
+    models = options.pop("model")
+    if len(models) > 1:
+        raise UsageError(f"{len(models)} models: give one, or add --matrix for a bundle of each.")
+    return options | {"model": models[0] if models else ""}
+
+
+def _request(options: Mapping[str, Any]) -> Request:
+    """What is to be built, from all options."""
+    rest = {name: value for name, value in options.items() if name not in recipes.OF_THE_CALL}
+    model, res, engine, sm = (rest.pop(name) for name in ("model", "res", "engine", "sm"))
     if not model:
         raise UsageError("no model: give --model NAME; `ropevit-export models` lists them.")
-    request = Request(
+    return Request(
         model=find_model(model),
         resolutions=res,
-        batch=Dim.parse(batch),
         engines=engine,
         targets=tuple(dict.fromkeys(sm)),
-        options=EngineOptions(**{each.name: rest.pop(each.name) for each in dataclasses.fields(EngineOptions)}),
+        engine_options=EngineOptions(**{each.name: rest.pop(each.name) for each in dataclasses.fields(EngineOptions)}),
         **rest,
     )
+
+
+def _export(options: Mapping[str, Any]) -> None:
+    request, quiet = _request(options), options["quiet"]
     from ropevit_export import pipeline
 
     with quiet_libraries(), progress_bar(pipeline.stage_count(request), quiet=quiet) as progress:
-        bundle = pipeline.export(request, out=out, force=force, cache=cache, progress=progress)
-    if as_json:
+        bundle = pipeline.export(
+            request, out=options["out"], force=options["force"], cache=options["cache"], progress=progress
+        )
+    if options["as_json"]:
         click.echo(
             json.dumps({"bundle": str(bundle.path), "remark": bundle.remark, **bundle.manifest.model_dump(mode="json")})
         )

@@ -24,6 +24,11 @@ def list_of(
     return callback
 
 
+def one(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], Any]:
+    """A callback for an option that is given once."""
+    return lambda ctx, param, value: parse(value)
+
+
 def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
         raise UsageError(f"--batch {text!r} is not a number of images, such as 8.")

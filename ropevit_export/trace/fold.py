@@ -110,5 +110,6 @@ class PatchEmbed(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) float or (B, H, W, 3) uint8 → (B, C, rows, columns)."""
         if self.pixels:
-            image = image.permute(0, 3, 1, 2).to(torch.float32) * PIXEL_SCALE
+            # Cast first: TensorRT does nothing else with uint8.
+            image = image.to(torch.float32).permute(0, 3, 1, 2) * PIXEL_SCALE
         return nn.functional.conv2d(image, self.weight, self.bias, stride=self.stride)
