@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import multiprocessing
-import os
-import platform
 import random
 import signal
 import tempfile
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from ropevit_export import machine
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BackendError, RopevitError, UsageError
 from ropevit_export.models.zoo import find_model
@@ -138,9 +137,9 @@ def bench(
     Raises RopevitError for a contender that can't run.
     """
     size = resolution or load(entered[0].bundle).sizes[0]
-    machine = _machine()  # before it is busy
+    facts = machine.facts()  # before it is busy
     timings = [each for batch in batches for each in _timed(entered, size, batch, rounds, progress)]
-    return Benchmark(resolution=size, rounds=rounds, machine=machine, timings=tuple(timings))
+    return Benchmark(resolution=size, rounds=rounds, machine=facts, timings=tuple(timings))
 
 
 def _timed(
@@ -287,24 +286,6 @@ def _peer(contender: Contender, listed: manifest.Manifest, size: Resolution, ima
         return f"{session.describe}, plain torch.onnx.export", lambda: session.run({"image": images}, listed.output)
     run_batch = reference.batch_runner(model, compiled=contender.peer == "compile")
     return f"PyTorch {importlib.metadata.version('torch')}, {contender.peer}, float32", lambda: run_batch(images)
-
-
-def _machine() -> dict[str, object]:
-    """What the figures depend on besides the contenders."""
-    facts: dict[str, object] = {
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "processor": platform.processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
-    with suppress(OSError):  # Linux says more
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
-        facts |= {field.strip().replace(" ", "_"): value.strip() for field, value in fields.items()
-                  if field.strip() in ("model name", "cpu MHz", "cpu family", "model")}  # fmt: skip
-    with suppress(OSError, AttributeError):
-        facts["load_average"] = os.getloadavg()[0]
-    return facts
 
 
 def _peak_mb() -> int | None:

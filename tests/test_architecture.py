@@ -69,7 +69,9 @@ def test_the_walk_sees_a_wrong_import(place: str, source: str) -> None:
     assert faults(place, source)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["models"], ["models", "--json"], ["check", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["models"], ["models", "--json"], ["check", "--help"], ["doctor", "--help"]]
+)
 def test_help_and_models_import_no_framework(arguments: list[str]) -> None:
     code = (
         "import sys; from ropevit_export.cli import run; code = run(sys.argv[1:]);"

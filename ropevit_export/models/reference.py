@@ -158,6 +158,17 @@ def block_values(model: Reference, spec: ModelSpec, images: FloatArray) -> dict[
     return found
 
 
+def describe() -> str:
+    """PyTorch as it is here, with timm beside it; raises what importing them raises."""
+    import timm
+
+    text = f"PyTorch {torch.__version__}, timm {timm.__version__}"
+    if not torch.cuda.is_available():
+        return f"{text}, {f'for CUDA {torch.version.cuda}, finds no GPU' if torch.version.cuda else 'for CPUs'}"
+    major, minor = torch.cuda.get_device_capability()
+    return f"{text}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}, SM {major}{minor}"
+
+
 def run(model: Reference, images: FloatArray) -> FloatArray:
     """images (B, 3, H, W), one by one, so that memory doesn't grow with their number."""
     with torch.inference_mode():
