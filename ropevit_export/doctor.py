@@ -95,7 +95,7 @@ class Package:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Backend:
-    """`does`: "reference", "runs" or "builds". `says`: what it is and runs on; or why not, and what to install."""
+    """`does`: "reference", "runs", "builds", "draws". `says`: what it is and runs on, or why not and what helps."""
 
     name: str
     does: str
@@ -140,7 +140,12 @@ def trials() -> list[tuple[str, str]]:
         from ropevit_export.backends.select import BUILDERS, RUNNERS
     except Exception:  # numpy or onnx is broken: the trials of what every export needs will tell
         return [("reference", "pytorch"), ("runs", "onnxruntime")]
-    return [("reference", "pytorch"), *(("runs", name) for name in RUNNERS), *(("builds", name) for name in BUILDERS)]
+    return [
+        ("reference", "pytorch"),
+        *(("runs", name) for name in RUNNERS),
+        *(("builds", name) for name in BUILDERS),
+        ("draws", "matplotlib"),
+    ]
 
 
 def packages() -> tuple[Package, ...]:
@@ -180,7 +185,12 @@ def _death(code: int, printed: str) -> str:
 
 def answer(does: str, name: str) -> None:
     """In a process of its own: try one backend, and print (usable, sentence) as the last line."""
-    attempts: dict[str, Callable[[str], str]] = {"reference": _reference, "runs": _runs, "builds": _builds}
+    attempts: dict[str, Callable[[str], str]] = {
+        "reference": _reference,
+        "runs": _runs,
+        "builds": _builds,
+        "draws": _draws,
+    }
     try:
         said = (True, attempts[does](name))
     except RopevitError as error:
@@ -223,6 +233,13 @@ def _builds(name: str) -> str:
 
     maker = BUILDERS[name]()
     return f"for SM {', '.join(maker.all_targets)}"
+
+
+def _draws(name: str) -> str:
+    from ropevit_export import plot
+
+    plot.check(Path("benchmark.png"))
+    return "pictures of benchmarks"
 
 
 def summary(facts: dict[str, object]) -> Sequence[tuple[str, str]]:

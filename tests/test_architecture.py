@@ -18,6 +18,9 @@ OWNERS = {
     "onnxruntime": ("backends/onnxruntime.py", "passes/ranges.py"),  # calibration runs the float32 graph
     "openvino": ("backends/openvino.py",),
     "tensorrt_rtx": ("backends/tensorrt_rtx.py",),
+    "cuda": ("backends/engine_runner.py",),
+    "tensorrt": ("backends/",),
+    "matplotlib": ("plot.py",),
     "onnxsim": ("passes/simplify.py",),
     "huggingface_hub": ("checkpoint/hub.py",),
 }
