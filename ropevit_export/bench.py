@@ -338,12 +338,10 @@ def _plain(backend: str, model: Any, precision: Precision, images: FloatArray, o
         export_plain(model, images, path, output)
         if backend not in ENGINES:
             return runner(backend, path, precision)
-        if backend not in BUILDERS:
-            raise BackendError(f"nothing here builds a {backend} engine of the plain export.")
         maker = BUILDERS[backend]()
-        plan = maker.build(path, EngineSpec(runtime=backend, precision=precision, targets=(), profiles=()))
+        spec = EngineSpec(runtime=backend, precision=precision, targets=(), profiles=())
         engine = path.with_suffix(maker.suffix)
-        engine.write_bytes(plan.data)
+        plan = maker.build(path, spec, engine)
         return runner(backend, engine, precision, targets=plan.targets, built_with=plan.built_with)
 
 

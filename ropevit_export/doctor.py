@@ -212,11 +212,11 @@ def _runs(name: str) -> str:
     import onnx_ir as ir
 
     from ropevit_export.backends import openvino
-    from ropevit_export.backends.engine_runner import LIBRARIES, Gpu, library
+    from ropevit_export.backends.engine_runner import LIBRARIES, Device, library
     from ropevit_export.backends.select import runner
 
     if name in LIBRARIES:
-        version, gpu = library(name).__version__, Gpu()
+        version, gpu = library(name).__version__, Device()
         return f"{LIBRARIES[name].name} {version}, {gpu.name}, SM {gpu.target}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tried.onnx"
@@ -232,7 +232,7 @@ def _builds(name: str) -> str:
     from ropevit_export.backends.select import BUILDERS
 
     maker = BUILDERS[name]()
-    return f"for SM {', '.join(maker.all_targets)}"
+    return f"{maker.version}{', for SM ' if maker.all_targets else ''}{', '.join(maker.all_targets)}"
 
 
 def _draws(name: str) -> str:

@@ -43,7 +43,7 @@ def library(backend: str) -> Any:
         raise BackendError(f"{wanted.name} can't be imported ({error}): pip install {wanted.package}") from error
 
 
-class Gpu:
+class Device:
     """The GPU that CUDA takes first, and its calls, which raise BackendError."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class EngineRunner:
     ) -> None:
         """targets, built_with: what the bundle says of the engine, for the sentence that tells why it can't be used."""
         self._trt, self._library = library(runtime), LIBRARIES[runtime]
-        self._gpu = Gpu()
+        self._gpu = Device()
         log = _log(self._trt)
         self._runtime = self._trt.Runtime(log)
         data = plan.read_bytes()
@@ -102,6 +102,9 @@ class EngineRunner:
                 f"{self._library.name} {self._trt.__version__} can't load {plan.name} on {self._gpu.name}, SM "
                 f"{self._gpu.target}; it was built{_built(built_with, targets)}: {log.reason()}"
             )
+        stat = getattr(self._trt, "EngineStat", None)
+        if stat is not None and self._engine.get_engine_stat(stat.STRIPPED_WEIGHTS_SIZE) > 0:
+            raise BackendError(f"{plan.name} was built without its weights: a host has to put them back first.")
         self._cache = _KernelCache(self._engine, data, self._trt, self._gpu) if runtime == "tensorrt-rtx" else None
         config = () if self._cache is None else (self._cache.config,)
         self._context: Any = self._engine.create_execution_context(*config)
@@ -197,7 +200,7 @@ def _built(built_with: str, targets: tuple[str, ...]) -> str:
 class _Buffers:
     """Device memory by tensor. Grows and never shrinks; given back with the runner that it belongs to."""
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: Device) -> None:
         self._gpu = gpu
         self._held: dict[str, tuple[int, int]] = {}
         weakref.finalize(self, _release, gpu, self._held)
@@ -213,7 +216,7 @@ class _Buffers:
         return self._held[name][0], True
 
 
-def _release(gpu: Gpu, held: dict[str, tuple[int, int]]) -> None:
+def _release(gpu: Device, held: dict[str, tuple[int, int]]) -> None:
     with suppress(BackendError):  # the driver may have gone before us
         for address, _ in held.values():
             gpu.call("cudaFree", address)
@@ -223,7 +226,7 @@ def _release(gpu: Gpu, held: dict[str, tuple[int, int]]) -> None:
 class _KernelCache:
     """TensorRT-RTX compiles an engine for its GPU at first use: kept between processes, outside the bundle."""
 
-    def __init__(self, engine: Any, plan: bytes, trt: Any, gpu: Gpu) -> None:
+    def __init__(self, engine: Any, plan: bytes, trt: Any, gpu: Device) -> None:
         self.config: Any = engine.create_runtime_config()
         self._cache = self.config.create_runtime_cache()
         key = hashlib.sha256(plan)
