@@ -126,9 +126,9 @@ def diagnose(progress: Callable[[str], None] = lambda stage: None) -> Diagnosis:
     """Try everything; takes as long as importing PyTorch. Never raises for what is missing or broken."""
     _, no_gpu = machine.gpus()
     with ThreadPoolExecutor(max_workers=machine.cores() or 2) as pool:
-        tried = [pool.submit(_tried, does, name) for does, name in trials()]
+        waiting = [pool.submit(tried, does, name) for does, name in trials()]
         backends = []
-        for each in tried:
+        for each in waiting:
             backends.append(each.result())
             progress(backends[-1].name)
     return Diagnosis(machine=machine.facts(), no_gpu=no_gpu, packages=packages(), backends=tuple(backends))
@@ -161,7 +161,8 @@ def _version(name: str) -> str | None:
     return None
 
 
-def _tried(does: str, name: str) -> Backend:
+def tried(does: str, name: str) -> Backend:
+    """One of `trials`, in a process of its own."""
     code = "import sys; from ropevit_export import doctor; doctor.answer(*sys.argv[1:])"
     try:
         done = subprocess.run(

@@ -57,7 +57,7 @@ def test_for_people_it_is_two_tables(monkeypatch: pytest.MonkeyPatch, capsys: py
 )
 def test_a_broken_library_is_a_row_of_its_own(package: Path, code: str, sentence: str) -> None:
     (package / "openvino.py").write_text(code)
-    broken, whole = (doctor._tried("runs", name) for name in ("openvino", "onnxruntime"))
+    broken, whole = (doctor.tried("runs", name) for name in ("openvino", "onnxruntime"))
     assert not broken.usable
     assert sentence in broken.says
     assert whole.usable
@@ -66,7 +66,7 @@ def test_a_broken_library_is_a_row_of_its_own(package: Path, code: str, sentence
 def test_a_library_that_hangs_is_given_up(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "openvino.py").write_text("import time; time.sleep(60)")
     monkeypatch.setattr(doctor, "_SECONDS", 2)
-    assert doctor._tried("runs", "openvino").says == "gave no answer in 2 s."
+    assert doctor.tried("runs", "openvino").says == "gave no answer in 2 s."
 
 
 def test_where_nothing_can_be_exported_everything_is_said_and_the_exit_code_is_1(
