@@ -31,7 +31,7 @@ from ropevit_export.models.zoo import find_model
 from ropevit_export.parity import samples
 from ropevit_export.preprocess import normalise
 from ropevit_export.runtime import load
-from ropevit_export.values import EngineSpec, Precision, Resolution
+from ropevit_export.values import DTYPES, EngineSpec, Precision, Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Runner
@@ -317,7 +317,7 @@ def _peer(contender: Contender, listed: manifest.Manifest, size: Resolution, ima
         return f"{session.describe}, plain torch.onnx.export", lambda: session.run({"image": images}, listed.output)
     device = "cuda" if contender.on_gpu else "cpu"
     run_batch = reference.batch_runner(model, compiled=contender.peer == "compile", device=device, precision=precision)
-    text = f"PyTorch {importlib.metadata.version('torch')}, {contender.peer}, {device}, {reference.FORMATS[precision]}"
+    text = f"PyTorch {importlib.metadata.version('torch')}, {contender.peer}, {device}, {DTYPES[precision]}"
     return text, lambda: run_batch(images)
 
 

@@ -151,8 +151,8 @@ class Engine:
     def get_tensor_mode(self, name: str) -> str:
         return {"image": "in", "logits": "out"}[name]
 
-    def get_tensor_dtype(self, name: str) -> str:
-        return "float"
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name="FLOAT")
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> Profile:
         return self.profiles[profile]
@@ -187,10 +187,6 @@ class TensorRt:
             return Engine(self.profiles, log)
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
-
-    @staticmethod
-    def nptype(dtype: str) -> type:
-        return np.float32
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *profiles: Profile, failing: str = "") -> None:

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes  # noqa: F401  makes bfloat16 a name that NumPy knows
 import numpy as np
 
 from ropevit_export.errors import BackendError
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays
+
+# What a graph takes and gives, by TensorRT's names.
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "UINT8": "uint8"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,14 +148,16 @@ class EngineRunner:
     def _array(self, name: str, feeds: Arrays) -> Array:
         if name not in feeds:
             raise BackendError(f"{self._plan} failed to run: no {name} was given.")
-        wanted = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+        wanted = self._dtype(name)
         if feeds[name].dtype != wanted:
             raise BackendError(f"{self._plan} failed to run: {name} is {feeds[name].dtype}, needed {wanted}.")
         return np.ascontiguousarray(feeds[name])
 
     def _empty(self, name: str) -> Array:
-        shape = tuple(self._context.get_tensor_shape(name))
-        return np.empty(shape, self._trt.nptype(self._engine.get_tensor_dtype(name)))
+        return np.empty(tuple(self._context.get_tensor_shape(name)), self._dtype(name))
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        return np.dtype(_DTYPES[self._engine.get_tensor_dtype(name).name])
 
     def _bound(self, name: str, array: Array) -> int:
         """The tensor's place on the GPU, which the engine is told whenever it is a new one."""

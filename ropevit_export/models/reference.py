@@ -16,13 +16,10 @@ from torch import nn
 
 from ropevit_export.errors import BackendError
 from ropevit_export.models.rope_swin import RopeWindowAttention
-from ropevit_export.values import ModelSpec, Output, Precision, Resolution, Weights
+from ropevit_export.values import DTYPES, ModelSpec, Output, Precision, Resolution, Weights
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, FloatArray
-
-
-FORMATS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class Reference(nn.Module):
@@ -138,7 +135,7 @@ class Rounded(nn.Module):
 
 def rounded(model: Reference, precision: Precision) -> nn.Module:
     """The model in the precision as PyTorch users have it, weights and all. The model given is used up."""
-    return model if precision == "fp32" else Rounded(model, getattr(torch, FORMATS[precision]))
+    return model if precision == "fp32" else Rounded(model, getattr(torch, DTYPES[precision]))
 
 
 def batch_runner(
