@@ -157,6 +157,9 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> Profile:
         return self.profiles[profile]
 
+    def get_engine_stat(self, stat: str) -> int:
+        return 4096 if not self.profiles else -1  # an engine without profiles stands for one without weights
+
     def create_runtime_config(self) -> Config:
         return Config()
 
@@ -169,6 +172,7 @@ class TensorRt:
     """The module, `tensorrt` or `tensorrt_rtx`."""
 
     __version__ = "1.7.1"
+    EngineStat = SimpleNamespace(STRIPPED_WEIGHTS_SIZE="stripped")
     TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
 

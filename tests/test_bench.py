@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from ropevit_export import bench, cli, machine, plot
-from ropevit_export.backends.select import RUNNERS
+from ropevit_export.backends.select import BUILDERS, RUNNERS
 from ropevit_export.bench import Contender, Timing, contenders
 from ropevit_export.bundle import manifest
 from ropevit_export.cli import options
 from ropevit_export.errors import BackendError, TraceError, UsageError
 from ropevit_export.models import reference
 from ropevit_export.trace.export import export_plain
-from ropevit_export.values import Weights
+from ropevit_export.values import EngineSpec, Plan, Weights
 from tests.conftest import Case
 
 HERE = Path("bundles")
@@ -161,6 +161,32 @@ def test_the_plain_export_of_complex_numbers_is_a_sentence(case: Callable[..., C
     model = reference.build(each.spec, each.sized, each.resolution, "logits")
     with pytest.raises(TraceError, match="plain torch.onnx.export fails on the unfolded model"):
         export_plain(model, each.images[:1], tmp_path / "plain.onnx", "logits")
+
+
+def test_on_engines_the_plain_export_is_built_into_one(
+    case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[EngineSpec] = []
+
+    class Maker:
+        suffix = ".engine"
+
+        def build(self, onnx: Path, spec: EngineSpec, path: Path) -> Plan:
+            built.append(spec)
+            path.write_bytes(onnx.read_bytes()[:4])
+            return Plan(files=(path,), layers=(), built_with="tensorrt 11", targets=("90",))
+
+    def run(model: Path, **options: object) -> tuple[str, int, object]:
+        return model.name, len(model.read_bytes()), options
+
+    monkeypatch.setitem(BUILDERS, "tensorrt", Maker)
+    monkeypatch.setitem(RUNNERS, "tensorrt", run)
+    each = case("rope_axial_deit_small", "64")
+    model = reference.build(each.spec, each.sized, each.resolution, "logits")
+    assert bench._plain("tensorrt", model, "fp32", each.images[:1], "logits") == (
+        "plain.engine", 4, {"precision": "fp32", "targets": ("90",), "built_with": "tensorrt 11"},
+    )  # fmt: skip
+    assert [(spec.runtime, spec.precision, spec.profiles) for spec in built] == [("tensorrt", "fp32", ())]
 
 
 class CountingWorker:

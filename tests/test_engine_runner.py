@@ -125,6 +125,11 @@ def test_an_engine_for_another_gpu_says_what_it_was_built_for(load: Load) -> Non
         load(at(32), data=b"another", targets=("86", "89"), built_with="tensorrt-rtx 1.5")
 
 
+def test_an_engine_without_its_weights_is_not_run(load: Load) -> None:
+    with pytest.raises(BackendError, match="model.engine was built without its weights: a host has to put them back"):
+        load()
+
+
 def test_a_machine_without_a_gpu_is_a_sentence(load: Load) -> None:
     with pytest.raises(BackendError, match=r"no GPU can be used: cudaFree: CUDA driver .* insufficient .CUDA error 35"):
         load(at(32), failing="free")
