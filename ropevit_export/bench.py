@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import multiprocessing
-import os
-import platform
 import random
 import signal
 import tempfile
@@ -25,15 +23,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from ropevit_export import machine
+from ropevit_export.backends.select import BUILDERS, ENGINES, ON_GPU, runner
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BackendError, RopevitError, UsageError
 from ropevit_export.models.zoo import find_model
 from ropevit_export.parity import samples
 from ropevit_export.preprocess import normalise
 from ropevit_export.runtime import load
-from ropevit_export.values import Resolution
+from ropevit_export.values import DTYPES, EngineSpec, Precision, Resolution
 
 if TYPE_CHECKING:
+    from ropevit_export.backends.base import Runner
     from ropevit_export.values import FloatArray
 
 Peer = Literal["eager", "compile", "plain"]
@@ -46,7 +47,8 @@ class Contender:
     """What is timed: a bundle on a backend, or a peer of the bundle's model.
 
     eager, compile: the unfolded model in PyTorch. plain: its `torch.onnx.export`, on the same backend as the bundles.
-    Peers have random weights, which cost the same time.
+    Peers have random weights, which cost the same time. Where the bundle's backend is on a GPU they are there too, in
+    the bundle's precision; on a CPU they compute in float32, which is what PyTorch is fast with.
     """
 
     name: str
@@ -54,17 +56,29 @@ class Contender:
     peer: Peer | None
     backend: str
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.backend in ON_GPU
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """A contender's times, one a round, and those of the first contender in the same rounds."""
+    """A contender's times, one a round, and those of the first contender in the same rounds.
+
+    `transfers`: whether images go to a device and answers come back within these times; "none" where there is no need.
+    """
 
     contender: str
     runtime: str
+    transfers: Literal["none", "included"]
     batch: int
     milliseconds: tuple[float, ...]
     first_milliseconds: tuple[float, ...]
     peak_mb: int | None
+
+    @property
+    def transfers_in_words(self) -> str:
+        return "copies to and from the GPU included" if self.transfers == "included" else "no copies to a device"
 
     def summary(self) -> dict[str, float]:
         """p50, p90, p99 in ms; images a second at p50; p50 over the first contender's, and the quartiles of that ratio
@@ -86,12 +100,16 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Benchmark:
-    """One benchmark, whole. Times include neither loading nor preprocessing; on a CPU there are no transfers."""
+    """One benchmark, whole. Times include neither loading nor preprocessing.
+
+    `gpus_under_load`: nvidia-smi's answers right after the last round of each batch, clocks among them.
+    """
 
     resolution: Resolution
     rounds: int
     machine: dict[str, object]
     timings: tuple[Timing, ...]
+    gpus_under_load: tuple[dict[str, object], ...] = ()
 
     def as_json(self) -> dict[str, object]:
         return {
@@ -99,6 +117,7 @@ class Benchmark:
             "rounds": self.rounds,
             "warm_up_rounds": WARM_UP,
             "machine": self.machine,
+            "gpus_under_load": self.gpus_under_load,
             "timings": [each.summary() | dataclasses.asdict(each) for each in self.timings],
         }
 
@@ -138,14 +157,22 @@ def bench(
     Raises RopevitError for a contender that can't run.
     """
     size = resolution or load(entered[0].bundle).sizes[0]
-    machine = _machine()  # before it is busy
-    timings = [each for batch in batches for each in _timed(entered, size, batch, rounds, progress)]
-    return Benchmark(resolution=size, rounds=rounds, machine=machine, timings=tuple(timings))
+    facts = machine.facts()  # before it is busy
+    timings: list[Timing] = []
+    loaded: list[dict[str, object]] = []
+    for batch in batches:
+        times, gpus = _timed(entered, size, batch, rounds, progress)
+        timings += times
+        loaded += [{"batch": batch, **each} for each in gpus]
+    return Benchmark(
+        resolution=size, rounds=rounds, machine=facts, timings=tuple(timings), gpus_under_load=tuple(loaded)
+    )
 
 
 def _timed(
     entered: Sequence[Contender], size: Resolution, batch: int, rounds: int, progress: Callable[[str], None]
-) -> list[Timing]:
+) -> tuple[list[Timing], list[dict[str, str | float]]]:
+    """Times, and the GPUs as they were when the last round had ended."""
     times: list[list[float]] = [[] for _ in entered]
     order, shuffle = list(range(len(entered))), random.Random(0).shuffle
     with _workers(entered, size, batch, progress) as workers:
@@ -156,11 +183,13 @@ def _timed(
                 milliseconds = workers[index].run()
                 if number >= WARM_UP:
                     times[index].append(milliseconds)
+        gpus = machine.gpus()[0] if any(each.on_gpu for each in entered) else []
         peaks = [worker.peak_mb() for worker in workers]
-    return [
+    timings = [
         Timing(
             contender=each.name,
             runtime=worker.describe,
+            transfers="included" if each.on_gpu else "none",
             batch=batch,
             milliseconds=tuple(mine),
             first_milliseconds=tuple(times[0]),
@@ -168,6 +197,7 @@ def _timed(
         )
         for each, worker, mine, peak in zip(entered, workers, times, peaks, strict=True)
     ]
+    return timings, gpus
 
 
 class _Worker:
@@ -241,11 +271,16 @@ def _serve(contender: Contender, size: Resolution, batch: int, pipe: Connection)
     """The process of a contender: answers "run" with milliseconds and "peak" with MB."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     try:
-        describe, run = _prepare(contender, size, batch)
-        run()
+        _answer(contender, size, batch, pipe)
     except RopevitError as error:
         pipe.send(error)
-        return
+    except Exception as error:  # of a compiler or a GPU, anything
+        pipe.send(BackendError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+
+
+def _answer(contender: Contender, size: Resolution, batch: int, pipe: Connection) -> None:
+    describe, run = _prepare(contender, size, batch)
+    run()
     pipe.send(describe)
     while (asked := pipe.recv()) != "stop":
         if asked == "peak":
@@ -268,7 +303,6 @@ def _prepare(contender: Contender, size: Resolution, batch: int) -> tuple[str, R
 
 
 def _peer(contender: Contender, listed: manifest.Manifest, size: Resolution, images: FloatArray) -> tuple[str, Run]:
-    from ropevit_export.backends.select import runner
     from ropevit_export.models import reference
     from ropevit_export.models.adopt import adopt
     from ropevit_export.models.initial import random_checkpoint
@@ -277,34 +311,38 @@ def _peer(contender: Contender, listed: manifest.Manifest, size: Resolution, ima
     spec = find_model(listed.model)
     weights = resize(spec, adopt(spec, random_checkpoint(spec, seed=0)), size)
     model = reference.build(spec, weights, size, listed.output)
+    precision = _peer_precision(contender, listed)
     if contender.peer == "plain":
-        from ropevit_export.trace.export import export_plain
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "plain.onnx"
-            export_plain(model, images, path, listed.output)
-            session = runner(contender.backend, path, "fp32")
+        session = _plain(contender.backend, reference.rounded(model, precision), precision, images, listed.output)
         return f"{session.describe}, plain torch.onnx.export", lambda: session.run({"image": images}, listed.output)
-    run_batch = reference.batch_runner(model, compiled=contender.peer == "compile")
-    return f"PyTorch {importlib.metadata.version('torch')}, {contender.peer}, float32", lambda: run_batch(images)
+    device = "cuda" if contender.on_gpu else "cpu"
+    run_batch = reference.batch_runner(model, compiled=contender.peer == "compile", device=device, precision=precision)
+    text = f"PyTorch {importlib.metadata.version('torch')}, {contender.peer}, {device}, {DTYPES[precision]}"
+    return text, lambda: run_batch(images)
 
 
-def _machine() -> dict[str, object]:
-    """What the figures depend on besides the contenders."""
-    facts: dict[str, object] = {
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "processor": platform.processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
-    with suppress(OSError):  # Linux says more
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
-        facts |= {field.strip().replace(" ", "_"): value.strip() for field, value in fields.items()
-                  if field.strip() in ("model name", "cpu MHz", "cpu family", "model")}  # fmt: skip
-    with suppress(OSError, AttributeError):
-        facts["load_average"] = os.getloadavg()[0]
-    return facts
+def _peer_precision(contender: Contender, listed: manifest.Manifest) -> Precision:
+    """On a GPU the bundle's own, of 8-bit ones what their other operations are in."""
+    found = listed.artifacts[0].precision
+    if not contender.on_gpu or found == "fp32":
+        return "fp32"
+    return "bf16" if found == "bf16" else "fp16"
+
+
+def _plain(backend: str, model: Any, precision: Precision, images: FloatArray, output: str) -> Runner:
+    """The model's plain export on a backend; on one that runs engines, an engine built from it."""
+    from ropevit_export.trace.export import export_plain
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plain.onnx"
+        export_plain(model, images, path, output)
+        if backend not in ENGINES:
+            return runner(backend, path, precision)
+        maker = BUILDERS[backend]()
+        spec = EngineSpec(runtime=backend, precision=precision, targets=(), profiles=())
+        engine = path.with_suffix(maker.suffix)
+        plan = maker.build(path, spec, engine)
+        return runner(backend, engine, precision, targets=plan.targets, built_with=plan.built_with)
 
 
 def _peak_mb() -> int | None:

@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ropevit_export.backends.select import checkers, runner
+from ropevit_export.backends.select import checkers
 from ropevit_export.bundle import manifest
-from ropevit_export.errors import InputError
+from ropevit_export.errors import BundleError, InputError
 from ropevit_export.images import BUILT_IN, DIGITS_FOLDER, image_files, opened
 from ropevit_export.models.zoo import DIGITS
 from ropevit_export.original import reference_of
 from ropevit_export.parity import samples
 from ropevit_export.preprocess import crop, normalise
-from ropevit_export.runtime import host_inputs
+from ropevit_export.runtime import artifacts, host_inputs, open_artifact
 from ropevit_export.values import Preprocess, Resolution
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ def _sizes(listed: manifest.Manifest, wanted: Resolution | None) -> list[Resolut
     named = dict.fromkeys(pair for each in listed.artifacts if each.kind == "onnx" for pair in each.resolutions)
     if wanted is None:
         return [Resolution(height=height, width=width) for height, width in named]
-    pair = (wanted.height, wanted.width)
-    if pair not in named and not any(each.dynamic and each.dynamic.takes(*pair) for each in listed.artifacts):
+    if not any(each.takes(wanted.height, wanted.width) for each in listed.artifacts):
         raise InputError(f"no graph for {wanted.height}x{wanted.width} in this bundle.")
     return [wanted]
 
@@ -159,12 +158,13 @@ def _pytorch(listed: manifest.Manifest, weights: str | None, size: Resolution) -
 def _graphs(
     bundle: Path, listed: manifest.Manifest, size: Resolution, backend: str | None
 ) -> Iterator[tuple[str, str, Answer]]:
-    preprocess, pair = Preprocess(**listed.preprocess.model_dump()), (size.height, size.width)
-    for each in listed.artifacts:
-        if each.kind != "onnx" or not (pair in each.resolutions or (each.dynamic and each.dynamic.takes(*pair))):
-            continue
-        path, host = bundle / each.path, host_inputs(bundle, each)(size)
-        runners = [runner(backend, path, each.precision)] if backend else checkers(path, each.precision)
+    preprocess = Preprocess(**listed.preprocess.model_dump())
+    serving = [each for each in artifacts(listed, backend or "onnxruntime") if each.takes(size.height, size.width)]
+    if not serving:
+        raise BundleError(f"{bundle} holds no {backend} engine for {size.height}x{size.width}.")
+    for each in serving:
+        host = host_inputs(bundle, each)(size)
+        runners = [open_artifact(bundle, each, backend)] if backend else checkers(bundle / each.path, each.precision)
         for session in runners:
             yield each.path, session.describe, functools.partial(_answer, session, each, host, preprocess)
 

@@ -428,7 +428,8 @@ class _Export:
             size = sum(file.stat().st_size for file in plan.files)
             targets = f", SM {', '.join(plan.targets)}" if plan.targets else ""
             note(f"{len(plan.layers)} kernels, {size / 1e6:.0f} MB{targets}")
-        runner = maker.runner(path, self.request.precision)
+        # A plan without weights has no answers until a host puts them back.
+        runner = None if spec.options.strip_weights else maker.runner(path, self.request.precision)
         self.notes.append(_engine_note(path.name, plan, ran=runner is not None))
         if runner is not None:
             for named in self.request.named_sizes(io):

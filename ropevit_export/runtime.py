@@ -3,7 +3,7 @@
     model = load("engines/rope_mixed_deit_base-384-fp32")
     logits = model.run(model.prepare(Image.open("cat.jpg")))
 
-Imports ONNX Runtime or OpenVINO, not torch.
+Imports ONNX Runtime, OpenVINO or TensorRT, not torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ropevit_export.backends.select import runner
+from ropevit_export.backends.select import ENGINES, runner
 from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BundleError, InputError
 from ropevit_export.preprocess import crop, in_format, normalise
@@ -26,6 +26,7 @@ from ropevit_export.values import Preprocess, Resolution
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ropevit_export.backends.base import Runner
     from ropevit_export.values import Arrays
 
 Array = npt.NDArray[np.generic]
@@ -52,31 +53,43 @@ def host_inputs(bundle: Path, artifact: manifest.ArtifactEntry) -> Callable[[Res
 
 
 def load(bundle: str | Path, backend: str = "onnxruntime", **options: Any) -> Model:
-    """A bundle's graphs, ready to run.
+    """A bundle's graphs or engines, ready to run.
 
-    load(bundle, providers=["CUDAExecutionProvider"])   a provider of ONNX Runtime that can't be had is an error
-    load(bundle, "openvino", device="GPU")              a device that computes in another precision is an error
+    load(bundle, "onnxruntime-cuda")          a provider of ONNX Runtime that can't be had is an error
+    load(bundle, "openvino", device="GPU")    a device that computes in another precision is an error
+    load(bundle, "tensorrt-rtx")              its engines, on the GPU that they were built for
 
     Files are believed: `ropevit-export check` hashes them.
     """
     return Model(Path(bundle), backend, options)
 
 
+def artifacts(listed: manifest.Manifest, backend: str) -> list[manifest.ArtifactEntry]:
+    """What a backend runs of a bundle: engines of its own kind, or ONNX graphs."""
+    kind = backend if backend in ENGINES else "onnx"
+    return [each for each in listed.artifacts if each.kind == kind]
+
+
+def open_artifact(bundle: Path, artifact: manifest.ArtifactEntry, backend: str, **options: Any) -> Runner:
+    """An artifact, loaded. Raises BackendError."""
+    if artifact.kind in ENGINES:
+        options = {"targets": artifact.targets, "built_with": artifact.built_with, **options}
+    return runner(backend, bundle / artifact.path, precision=artifact.precision, **options)
+
+
 class Model:
-    """The graphs of a bundle. Each is loaded at its first image."""
+    """The graphs of a bundle, or its engines. Each is loaded at its first image."""
 
     def __init__(self, bundle: Path, backend: str, options: dict[str, Any]) -> None:
         self.manifest = manifest.read(bundle)
         self.preprocess = Preprocess(**self.manifest.preprocess.model_dump())
-        graphs = [artifact for artifact in self.manifest.artifacts if artifact.kind == "onnx"]
+        graphs = artifacts(self.manifest, backend)
         # Of an int8 graph in two forms, the backend's own.
         self._graphs = sorted(graphs, key=lambda each: (each.form == "onnxruntime") != (backend == "onnxruntime"))
         if not self._graphs:
-            raise BundleError(f"{bundle} holds no ONNX graph.")
-        self._runner = functools.cache(
-            lambda path: runner(backend, bundle / path, precision=self._precision[path], **options)
-        )
-        self._precision = {graph.path: graph.precision for graph in self._graphs}
+            raise BundleError(f"{bundle} holds no {backend} engine: export it with --engine {backend}.")
+        by_path = {graph.path: graph for graph in self._graphs}
+        self._runner = functools.cache(lambda path: open_artifact(bundle, by_path[path], backend, **options))
         self._host = {graph.path: host_inputs(bundle, graph) for graph in self._graphs}
 
     @property
@@ -127,16 +140,13 @@ class Model:
         return Resolution(height=int(height), width=int(width))
 
     def _graph(self, size: Resolution) -> manifest.ArtifactEntry:
-        pair = (size.height, size.width)
         for graph in self._graphs:
-            if graph.dynamic is None and pair in graph.resolutions:
-                return graph
-            if graph.dynamic is not None and graph.dynamic.takes(*pair):
+            if graph.takes(size.height, size.width):
                 return graph
         raise InputError(f"no graph for {size.height}x{size.width}: the bundle serves {self._served()}.")
 
     def _served(self) -> str:
-        dynamic = next((graph.dynamic for graph in self._graphs if graph.dynamic is not None), None)
+        dynamic = next((graph.dynamic for graph in self._graphs if graph.kind == "onnx" and graph.dynamic), None)
         if dynamic is not None:
             return f"multiples of {dynamic.multiple} up to {dynamic.max[0]}x{dynamic.max[1]}"
         return ", ".join(f"{size.height}x{size.width}" for size in self.sizes)

@@ -18,6 +18,9 @@ OWNERS = {
     "onnxruntime": ("backends/onnxruntime.py", "passes/ranges.py"),  # calibration runs the float32 graph
     "openvino": ("backends/openvino.py",),
     "tensorrt_rtx": ("backends/tensorrt_rtx.py",),
+    "cuda": ("backends/engine_runner.py",),
+    "tensorrt": ("backends/",),
+    "matplotlib": ("plot.py",),
     "onnxsim": ("passes/simplify.py",),
     "huggingface_hub": ("checkpoint/hub.py",),
 }
@@ -70,7 +73,8 @@ def test_the_walk_sees_a_wrong_import(place: str, source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["models"], ["models", "--json"], ["check", "--help"], ["inspect", "--help"]]
+    "arguments",
+    [["--help"], ["models"], ["models", "--json"], *([verb, "--help"] for verb in ("check", "doctor", "inspect"))],
 )
 def test_help_and_models_import_no_framework(arguments: list[str]) -> None:
     code = (

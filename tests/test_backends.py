@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from ropevit_export import passes
 from ropevit_export.backends import layer_report
-from ropevit_export.backends.onnxruntime import OnnxRuntime
+from ropevit_export.backends.onnxruntime import PROVIDERS, OnnxRuntime, _reason
 from ropevit_export.backends.openvino import OpenVino
 from ropevit_export.backends.select import BUILDERS, CHOICES, builders, runner
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
@@ -78,11 +80,54 @@ def test_auto_says_why_there_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> No
         builders(("tensorrt-rtx",))
 
 
-def test_a_provider_that_onnxruntime_drops_is_an_error(graph_file: Path) -> None:
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has an NVIDIA driver")
+@pytest.mark.parametrize(
+    ("backend", "sentence"),
+    [
+        (
+            "onnxruntime-cuda",
+            "asked ONNX Runtime for CUDAExecutionProvider, it loaded CPUExecutionProvider: "
+            "lib(cuda|cu.*: pip install 'onnxruntime-gpu.cuda,cudnn.')",
+        ),
+        ("onnxruntime-tensorrt", "it loaded CPUExecutionProvider: lib(nvinfer.*: pip install 'tensorrt-cu13|cu)"),
+        ("onnxruntime-tensorrt-rtx", "onnxruntime-ep-nv-tensorrt-rtx"),
+    ],
+)
+def test_a_provider_that_onnxruntime_drops_is_an_error_with_its_reason(
+    graph_file: Path, backend: str, sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if PROVIDERS[backend].name not in onnxruntime.get_available_providers() and not PROVIDERS[backend].plugin:
+        pytest.skip("this build of ONNX Runtime is for CPUs")
+    with pytest.raises(BackendError, match=sentence):
+        runner(backend, graph_file, "fp32")
+    assert capfd.readouterr() == ("", "")  # its own words, in colour, are in the sentence
+
+
+def test_a_provider_that_this_build_lacks_names_the_package_that_has_it(graph_file: Path) -> None:
+    if PROVIDERS["onnxruntime-openvino"].name in onnxruntime.get_available_providers():
+        pytest.skip("this build of ONNX Runtime has OpenVINO")
     with pytest.raises(
-        BackendError, match="asked ONNX Runtime for CUDAExecutionProvider, it loaded CPUExecutionProvider"
+        BackendError, match="has no OpenVINOExecutionProvider, only .*CPUExecution.*: pip install onnxruntime-openvino"
     ):
-        OnnxRuntime(graph_file, ["CUDAExecutionProvider"])
+        runner("onnxruntime-openvino", graph_file, "fp32")
+    with pytest.raises(BackendError, match="this ONNX Runtime .* has no TpuExecutionProvider, only .*[.]$"):
+        OnnxRuntime(graph_file, ["TpuExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("printed", "reason"),
+    [
+        ("FAIL : Failed to load library /a/b.so with error: libcuda.so.1: gone\n\x1b[m", ": there is no NVIDIA driver"),
+        ("with error: libnvinfer.so.10: gone", ": libnvinfer.so.10: gone: pip install 'tensorrt-cu13==10.*'"),
+        ("with error: libcublasLt.so.13: gone", "pip install 'onnxruntime-gpu[cuda,cudnn]'"),
+        ("\x1b[1;31m2026 [E:onnxruntime:Default, a.cc:1 Create] it is on fire\n\x1b[m", ": it is on fire"),
+        ("2026 [W:onnxruntime:Default, a.cc:1 Create] it is warm\n", ""),
+    ],
+)  # fmt: skip
+def test_the_reason_is_picked_from_what_onnxruntime_prints(printed: str, reason: str) -> None:
+    found = _reason(printed)
+    assert reason in found
+    assert bool(found) == bool(reason)
 
 
 def test_a_wrong_input_is_an_error_of_the_runtime(graph_file: Path) -> None:
@@ -125,7 +170,7 @@ def test_what_openvino_cannot_do_is_an_error(graph_file: Path, tmp_path: Path) -
 
 
 def test_a_backend_that_does_not_exist_is_an_error(graph_file: Path) -> None:
-    with pytest.raises(BackendError, match="no backend 'tvm' runs a bundle: there are onnxruntime, openvino"):
+    with pytest.raises(BackendError, match="no backend 'tvm' runs a bundle: there are onnxruntime, .*openvino"):
         runner("tvm", graph_file, "fp32")
 
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
+import torch
 
-from ropevit_export import bench, cli
-from ropevit_export.backends.select import RUNNERS
+from ropevit_export import bench, cli, machine, plot
+from ropevit_export.backends.select import BUILDERS, RUNNERS
 from ropevit_export.bench import Contender, Timing, contenders
+from ropevit_export.bundle import manifest
 from ropevit_export.cli import options
-from ropevit_export.errors import UsageError
+from ropevit_export.errors import BackendError, TraceError, UsageError
+from ropevit_export.models import reference
+from ropevit_export.trace.export import export_plain
+from ropevit_export.values import EngineSpec, Plan, Weights
+from tests.conftest import Case
 
 HERE = Path("bundles")
 
@@ -42,18 +51,142 @@ def test_the_command_line_offers_the_runners_there_are() -> None:
 
 
 def test_a_ratio_is_of_medians_and_its_spread_is_of_rounds() -> None:
-    timing = Timing(
+    of_four = Timing(
         contender="b",
         runtime="",
+        transfers="none",
         batch=4,
         milliseconds=(20.0, 30.0, 40.0, 30.0, 60.0),
         first_milliseconds=(10.0, 20.0, 20.0, 10.0, 40.0),
         peak_mb=None,
     )
-    s = timing.summary()
+    s = of_four.summary()
     assert (s["p50_ms"], s["ratio"], s["images_per_second"]) == (30.0, 1.5, 4 * 1000 / 30)
     assert (s["ratio_q25"], s["ratio_q75"]) == (1.5, 2.0)  # of 1.5, 1.5, 2, 2, 3
     assert s["p90_ms"] == pytest.approx(52.0)
+
+
+def timing(name: str, *milliseconds: float, batch: int = 1) -> Timing:
+    return Timing(
+        contender=name,
+        runtime="counted",
+        transfers="none",
+        batch=batch,
+        milliseconds=milliseconds,
+        first_milliseconds=(10.0,) * len(milliseconds),
+        peak_mb=None,
+    )
+
+
+@pytest.mark.parametrize("suffix", plot.FORMATS)
+def test_a_picture_shows_every_contender_and_is_the_same_twice(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib.figure")
+    timings = [timing(name, 10.0 * scale, 12.0 * scale, 300.0, batch=batch)
+               for batch in (1, 8) for name, scale in (("ours", 1), ("eager & $co", 20))]  # fmt: skip
+    result = bench.Benchmark(
+        resolution=bench.Resolution.parse("32"), rounds=3, machine={"cores": 2}, timings=tuple(timings)
+    )
+    paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
+    for path in paths:
+        plot.draw(result, path)
+    assert paths[0].stat().st_size > 5000
+    if suffix == ".svg":
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+        assert "<!-- eager &amp; $co -->" in paths[0].read_text()
+
+
+def test_a_picture_of_another_kind_is_refused_before_anything_is_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["bench", str(tmp_path / "nowhere"), "--plot", "bench.gif"]) == 2
+    assert capsys.readouterr().err == "error: --plot bench.gif is no picture: its name must end in .png, .svg, .pdf.\n"
+
+
+def test_without_matplotlib_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli.run(["bench", str(tmp_path / "nowhere"), "--plot", "bench.png"]) == 1
+    assert "matplotlib can't be imported" in (said := capsys.readouterr().err)
+    assert "pip install 'ropevit-export[plot]'" in said
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "theirs"),
+    [
+        ("onnxruntime", "fp16", "fp32"),
+        ("onnxruntime-cuda", "fp32", "fp32"),
+        ("onnxruntime-cuda", "bf16", "bf16"),
+        ("tensorrt", "fp16", "fp16"),
+        ("tensorrt", "int8", "fp16"),
+    ],
+)
+def test_peers_compute_in_the_bundles_precision_where_they_are_on_a_gpu(
+    bundle: Path, backend: str, precision: str, theirs: str
+) -> None:
+    listed = manifest.read(bundle)
+    listed = listed.model_copy(
+        update={"artifacts": tuple(each.model_copy(update={"precision": precision}) for each in listed.artifacts)}
+    )
+    (contender,) = contenders([bundle], [], [backend])
+    assert bench._peer_precision(contender, listed) == theirs
+
+
+@pytest.mark.parametrize("model", ["rope_mixed_ape_deit_small", "swin_rope_axial_tiny", "swin_rope_mixed_tiny"])
+@pytest.mark.parametrize(("precision", "limit"), [("fp16", 0.02), ("bf16", 0.2)])
+def test_a_peer_in_16_bits_is_still_the_model(
+    case: Callable[..., Case], model: str, precision: bench.Precision, limit: float
+) -> None:
+    each = case(model, "64")
+    copied = Weights(tensors={name: tensor.clone() for name, tensor in each.sized.tensors.items()}, classes=1000)
+    run = reference.batch_runner(
+        reference.build(each.spec, copied, each.resolution, "logits"), compiled=False, precision=precision
+    )
+    answers = run(each.images[:1])
+    assert answers.dtype == np.float32
+    assert np.abs(answers - each.theirs[:1]).max() < limit * each.theirs.std()
+
+
+def test_a_peer_asked_onto_a_gpu_that_is_not_there_is_an_error(case: Callable[..., Case]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    each = case("swin_rope_axial_tiny", "64")
+    model = reference.build(each.spec, each.sized, each.resolution, "logits")
+    with pytest.raises(BackendError, match="PyTorch .* finds no GPU"):
+        reference.batch_runner(model, compiled=False, device="cuda")
+
+
+def test_the_plain_export_of_complex_numbers_is_a_sentence(case: Callable[..., Case], tmp_path: Path) -> None:
+    each = case("swin_rope_axial_tiny", "64")
+    model = reference.build(each.spec, each.sized, each.resolution, "logits")
+    with pytest.raises(TraceError, match="plain torch.onnx.export fails on the unfolded model"):
+        export_plain(model, each.images[:1], tmp_path / "plain.onnx", "logits")
+
+
+def test_on_engines_the_plain_export_is_built_into_one(
+    case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[EngineSpec] = []
+
+    class Maker:
+        suffix = ".engine"
+
+        def build(self, onnx: Path, spec: EngineSpec, path: Path) -> Plan:
+            built.append(spec)
+            path.write_bytes(onnx.read_bytes()[:4])
+            return Plan(files=(path,), layers=(), built_with="tensorrt 11", targets=("90",))
+
+    def run(model: Path, **options: object) -> tuple[str, int, object]:
+        return model.name, len(model.read_bytes()), options
+
+    monkeypatch.setitem(BUILDERS, "tensorrt", Maker)
+    monkeypatch.setitem(RUNNERS, "tensorrt", run)
+    each = case("rope_axial_deit_small", "64")
+    model = reference.build(each.spec, each.sized, each.resolution, "logits")
+    assert bench._plain("tensorrt", model, "fp32", each.images[:1], "logits") == (
+        "plain.engine", 4, {"precision": "fp32", "targets": ("90",), "built_with": "tensorrt 11"},
+    )  # fmt: skip
+    assert [(spec.runtime, spec.precision, spec.profiles) for spec in built] == [("tensorrt", "fp32", ())]
 
 
 class CountingWorker:
@@ -88,6 +221,19 @@ def test_all_take_a_turn_in_every_round_and_warm_up_is_not_timed(monkeypatch: py
     assert [each.milliseconds for each in result.timings] == [tuple(float(first + turn) for turn in range(8))] * 3
 
 
+def test_on_a_gpu_copies_are_included_and_its_clocks_are_taken_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_Worker", CountingWorker)
+    monkeypatch.setattr(machine, "gpus", lambda: ([{"name": "NVIDIA H100", "clocks_sm_mhz": 1980.0}], ""))
+    entered = contenders([HERE / "a"], ["eager"], ["onnxruntime-cuda", "onnxruntime"])
+    result = bench.bench(entered, resolution=bench.Resolution.parse("32"), batches=(1, 4), rounds=1)
+    assert {each.contender: each.transfers for each in result.timings} == {
+        "a, onnxruntime-cuda": "included",
+        "a, onnxruntime": "none",
+        "eager": "included",  # where the first backend is
+    }
+    assert [(each["batch"], each["clocks_sm_mhz"]) for each in result.gpus_under_load] == [(1, 1980.0), (4, 1980.0)]
+
+
 def test_a_bundle_is_timed_and_written_down(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.run(["bench", str(bundle), "--rounds", "3", "--json", "-q", "--out", str(tmp_path / "bench.json")])
     printed = json.loads(capsys.readouterr().out)
@@ -98,6 +244,8 @@ def test_a_bundle_is_timed_and_written_down(bundle: Path, tmp_path: Path, capsys
     assert 0 < timing["p50_ms"] <= timing["p99_ms"]
     assert timing["ratio"] == 1.0
     assert timing["runtime"].endswith("float32, model-32.onnx")
+    assert timing["transfers"] == "none"
+    assert printed["gpus_under_load"] == []
     assert printed["machine"]["cores"] >= 1
     assert multiprocessing.active_children() == []
 

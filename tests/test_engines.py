@@ -18,6 +18,7 @@ import pytest
 from ropevit_export import cli, export, find_model
 from ropevit_export.backends import cache, gpu, layer_report
 from ropevit_export.backends.gpu import Gpu
+from ropevit_export.backends.onnxruntime import OnnxRuntime
 from ropevit_export.backends.openvino import OpenVinoBuilder
 from ropevit_export.backends.select import builders
 from ropevit_export.backends.tensorrt import TensorRt
@@ -194,8 +195,13 @@ def test_inspectors_in_an_unknown_form_are_errors() -> None:
         layer_report.from_json("no JSON")
 
 
-def test_a_tensorrt_engine_in_a_bundle(use: Use, tmp_path: Path) -> None:
+def test_a_tensorrt_engine_in_a_bundle_was_run_where_it_was_built(
+    use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use()
+    monkeypatch.setattr(  # the graph answers in place of the engine
+        TensorRt, "runner", lambda self, path, precision: OnnxRuntime(path.with_suffix(".onnx"), precision=precision)
+    )
     request = Request(
         model=find_model("rope_mixed_deit_digits"),
         resolutions=(Resolution.parse("32"),),
@@ -208,6 +214,7 @@ def test_a_tensorrt_engine_in_a_bundle(use: Use, tmp_path: Path) -> None:
     assert engine.options == {"workspace": 64}
     assert "a second build can differ" in str(engine.remark)
     assert {each.format: each.products for each in engine.census} == {"fp32": 1}
+    assert [each.artifact for each in written.parity] == ["model-32.onnx", "model-32.engine"]
 
 
 def test_options_that_no_engine_uses_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ import pytest
 from PIL import Image
 
 from ropevit_export import cli
-from ropevit_export.bundle import golden
-from ropevit_export.errors import InputError
+from ropevit_export.bundle import golden, manifest
+from ropevit_export.errors import BackendError, BundleError, InputError
 from ropevit_export.parity.samples import PHOTOS
 from ropevit_export.runtime import load
 from ropevit_export.values import Resolution
+from tests import fake_gpu
+from tests.fake_gpu import Profile
 
 BACKENDS = ("onnxruntime", "openvino")
 MODEL = ("--model", "rope_axial_deit_small", "--engine", "none", "-q", "--weights", "random", "--res", "32x48,48")
@@ -94,6 +97,45 @@ def test_what_a_baked_bundle_cannot_take_is_an_error(
 ) -> None:
     with pytest.raises(InputError, match=sentence):
         load(baked).run(np.zeros(shape, dtype))
+
+
+def with_engine(folder: Path, bundle: Path, profile: Profile) -> Path:
+    """A copy of a dynamic bundle with an engine for the fake GPU, for one of its sizes."""
+    shutil.copytree(bundle, folder)
+    listed = manifest.read(folder)
+    (graph,) = listed.artifacts
+    (folder / "model.engine").write_bytes(b"an engine")
+    engine = graph.model_copy(
+        update={
+            "kind": "tensorrt-rtx",
+            "path": "model.engine",
+            "sha256": manifest.sha256(folder / "model.engine"),
+            "resolutions": (profile[0][2:],),
+            "profiles": (profile[0][2:],),
+            "targets": ("89",),
+        }
+    )
+    listed.model_copy(update={"artifacts": (graph, engine)}).write(folder)
+    return folder
+
+
+def test_an_engine_serves_the_sizes_of_its_profiles(
+    dynamic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (1, 3, 48, 48)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fake_gpu.install(monkeypatch, (shape, shape, shape))
+    folder = with_engine(tmp_path / "bundle", dynamic, (shape, shape, shape))
+    model = load(folder, "tensorrt-rtx")
+    assert model.describe(Resolution.parse("48")) == "TensorRT-RTX 1.7.1, NVIDIA H100, fp32, model.engine"
+    assert float(model.run(np.ones(shape, np.float32))[0, 0]) == 3 * 48 * 48
+    with pytest.raises(InputError, match="no graph for 32x48: the bundle serves 48x48"):  # its graph would
+        model.run(np.ones((1, 3, 32, 48), np.float32))
+    with pytest.raises(BundleError, match="holds no tensorrt engine: export it with --engine tensorrt"):
+        load(folder, "tensorrt")
+    (folder / "model.engine").write_bytes(b"another")
+    with pytest.raises(BackendError, match="can't load model.engine on NVIDIA H100, SM 90; it was built .* for SM 89"):
+        load(folder, "tensorrt-rtx").run(np.ones(shape, np.float32))
 
 
 def test_running_a_bundle_needs_no_torch() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import shutil
-import subprocess
 from dataclasses import dataclass
 
-_FIELDS = "name,driver_version,compute_cap"
+from ropevit_export import machine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,17 +23,8 @@ class Gpu:
 @functools.lru_cache(maxsize=1)
 def present() -> Gpu | None:
     """The first GPU; None where there is none, or no driver for it."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
+    gpus, _ = machine.gpus()
+    if not gpus:
         return None
-    try:
-        answer = subprocess.run(
-            [tool, f"--query-gpu={_FIELDS}", "--format=csv,noheader"],
-            capture_output=True, text=True, timeout=20, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    parts = [part.strip() for part in (answer.stdout.splitlines() or [""])[0].split(",")]
-    if len(parts) != 3:
-        return None
-    return Gpu(name=parts[0], driver=parts[1], compute_capability=parts[2].replace(".", ""))
+    name, driver, capability = (str(gpus[0].get(field, "")) for field in ("name", "driver_version", "compute_cap"))
+    return Gpu(name=name, driver=driver, compute_capability=capability.replace(".", "")) if capability else None

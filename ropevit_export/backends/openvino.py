@@ -161,6 +161,11 @@ def _library() -> Any:
     return openvino
 
 
+def devices() -> list[str]:
+    """What OpenVINO can compile for here, such as CPU, GPU and NPU."""
+    return list(_library().Core().available_devices)
+
+
 def _last_line(error: Exception) -> str:
     """The reason stands below the places it came through."""
     return str(error).strip().splitlines()[-1][:300]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ropevit_export.backends.base import Builder, Runner
 from ropevit_export.backends.emulation import Emulated
-from ropevit_export.backends.onnxruntime import OnnxRuntime
+from ropevit_export.backends.engine_runner import LIBRARIES, EngineRunner
+from ropevit_export.backends.onnxruntime import PROVIDERS, OnnxRuntime
 from ropevit_export.backends.openvino import OpenVino, OpenVinoBuilder
 from ropevit_export.backends.tensorrt import TensorRt
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
@@ -22,7 +24,14 @@ BUILDERS: dict[str, Callable[[], Builder]] = {
 # What `auto` tries, in this order.
 AUTO = ("tensorrt", "tensorrt-rtx")
 CHOICES = ("auto", "none", *BUILDERS)
-RUNNERS: dict[str, Callable[..., Runner]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+RUNNERS: dict[str, Callable[..., Runner]] = {
+    **{name: functools.partial(OnnxRuntime, providers=(each.name,)) for name, each in PROVIDERS.items()},
+    "openvino": OpenVino,
+    **{name: functools.partial(EngineRunner, runtime=name) for name in LIBRARIES},
+}
+# Backends that run on an NVIDIA GPU, and those of them that run engines instead of ONNX files.
+ON_GPU = (*(name for name, each in PROVIDERS.items() if each.gpu), *LIBRARIES)
+ENGINES = tuple(LIBRARIES)
 
 
 def checkers(model: Path, precision: str) -> Iterator[OnnxRuntime | Emulated]:
@@ -36,7 +45,7 @@ def checkers(model: Path, precision: str) -> Iterator[OnnxRuntime | Emulated]:
 
 
 def runner(backend: str, model: Path, precision: str, **options: Any) -> Runner:
-    """An ONNX file, loaded; `options` are the runner's own. Raises BackendError."""
+    """An ONNX file or an engine, loaded; `options` are the runner's own. Raises BackendError."""
     if backend not in RUNNERS:
         raise BackendError(f"no backend {backend!r} runs a bundle: there are {', '.join(RUNNERS)}.")
     return RUNNERS[backend](model, precision=precision, **options)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from ropevit_export.backends import gpu, layer_report
+from ropevit_export.backends.engine_runner import EngineRunner
 from ropevit_export.backends.nvinfer import COMMON_OPTIONS, Layers, NvinferBuilder
 from ropevit_export.errors import BackendError
 from ropevit_export.values import EngineSpec, Precision
@@ -69,6 +71,9 @@ class TensorRt(NvinferBuilder):
         cache = spec.options.timing_cache
         if cache is not None and cache.sha256 is not None:
             self._pinned(spec)
+
+    def runner(self, path: Path, precision: Precision) -> EngineRunner:
+        return EngineRunner(path, runtime=self.runtime, precision=precision)
 
     def _aim(self, config: Any, spec: EngineSpec) -> None:
         trt, options = self._trt, spec.options

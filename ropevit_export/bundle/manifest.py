@@ -120,6 +120,11 @@ class ArtifactEntry(_Strict):
     options: dict[str, str | int | bool] = {}
     remark: str | None = None
 
+    def takes(self, height: int, width: int) -> bool:
+        """An engine takes the sizes of its profiles only, its graph any."""
+        any_size = self.dynamic if self.kind == "onnx" else None
+        return (height, width) in self.resolutions or (any_size is not None and any_size.takes(height, width))
+
 
 class ParityEntry(_Strict):
     """`metrics` and `tolerance` by name; `passed` follows from them."""

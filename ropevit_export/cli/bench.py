@@ -40,15 +40,21 @@ if TYPE_CHECKING:
 )
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Runs of every contender.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the result there, as JSON.")
+@click.option(
+    "--plot", "picture", type=click.Path(path_type=Path), metavar="FILE", help="Draw it there: .png, .svg or .pdf."
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def bench(
     bundles: tuple[Path, ...], peers: tuple[Any, ...], backends: tuple[str, ...], res: str | None,
-    batches: tuple[int, ...], rounds: int, out: Path | None, as_json: bool, quiet: bool,
+    batches: tuple[int, ...], rounds: int, out: Path | None, picture: Path | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Time bundles in turn with one another and with what else there is; ratios are to the first."""
     from ropevit_export import bench as benching
+    from ropevit_export import plot
 
+    if picture is not None:
+        plot.check(picture)
     resolution = Resolution.parse(res) if res else None
     entered = benching.contenders(bundles, tuple(dict.fromkeys(peers)), tuple(dict.fromkeys(backends)))
     batches = batches or (1,)
@@ -58,6 +64,8 @@ def bench(
     text = json.dumps(result.as_json(), indent=2)
     if out is not None:
         out.write_text(text + "\n", encoding="utf-8")
+    if picture is not None:
+        plot.draw(result, picture)
     if as_json:
         click.echo(text)
     else:
@@ -83,5 +91,9 @@ def _print_timings(result: Benchmark) -> None:
     machine = result.machine
     cpu = machine.get("model_name") or machine["processor"]
     click.echo(f"{result.resolution}, {result.rounds} rounds in turn, {cpu}, {machine['cores']} cores")
+    for gpu in result.gpus_under_load:
+        click.echo(
+            f"  batch {gpu['batch']}: {gpu['name']}, driver {gpu['driver_version']}, SM {gpu['clocks_sm_mhz']} MHz"
+        )
     for each in {each.contender: each for each in result.timings}.values():
-        click.echo(f"  {each.contender}: {each.runtime}")
+        click.echo(f"  {each.contender}: {each.runtime}, {each.transfers_in_words}")

@@ -10,7 +10,16 @@ import click
 from ropevit_export.errors import UsageError
 
 ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx", "openvino")
-BACKENDS = ("onnxruntime", "openvino")
+BACKENDS = (
+    "onnxruntime",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "onnxruntime-tensorrt-rtx",
+    "onnxruntime-openvino",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+)
 
 
 def list_of(

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from ropevit_export.errors import BackendError
 from ropevit_export.models.rope_swin import RopeWindowAttention
-from ropevit_export.values import ModelSpec, Output, Resolution, Weights
+from ropevit_export.values import DTYPES, ModelSpec, Output, Precision, Resolution, Weights
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, FloatArray
@@ -121,13 +122,39 @@ def _fill_buffers(model: nn.Module) -> None:
             cast("Any", module).init_non_persistent_buffers()
 
 
-def batch_runner(model: Reference, *, compiled: bool) -> Callable[[FloatArray], FloatArray]:
-    """The model as PyTorch users run it, eagerly or by `torch.compile`: images (B, 3, H, W) → answers."""
-    call: Any = torch.compile(model) if compiled else model
+class Rounded(nn.Module):
+    """A model computed in another number format, between float32 images and float32 answers."""
+
+    def __init__(self, model: Reference, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model.to(dtype), dtype
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.model(image.to(self.dtype)).float()
+
+
+def rounded(model: Reference, precision: Precision) -> nn.Module:
+    """The model in the precision as PyTorch users have it, weights and all. The model given is used up."""
+    return model if precision == "fp32" else Rounded(model, getattr(torch, DTYPES[precision]))
+
+
+def batch_runner(
+    model: Reference, *, compiled: bool, device: str = "cpu", precision: Precision = "fp32"
+) -> Callable[[FloatArray], FloatArray]:
+    """The model as PyTorch users run it, eagerly or by `torch.compile`: images (B, 3, H, W) → answers.
+
+    Both are on the host. Float32 is float32: without TF32.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError(f"PyTorch {torch.__version__} finds no GPU: install a build for CUDA.")
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    placed = rounded(model, precision).to(device)
+    call: Any = torch.compile(placed) if compiled else placed
 
     def run_batch(images: FloatArray) -> FloatArray:
         with torch.inference_mode():
-            answer: FloatArray = call(torch.from_numpy(images)).numpy()
+            answer: FloatArray = call(torch.from_numpy(images).to(device)).cpu().numpy()
         return answer
 
     return run_batch
@@ -156,6 +183,17 @@ def block_values(model: Reference, spec: ModelSpec, images: FloatArray) -> dict[
     with torch.inference_mode():
         double(torch.from_numpy(images).double())
     return found
+
+
+def describe() -> str:
+    """PyTorch as it is here, with timm beside it; raises what importing them raises."""
+    import timm
+
+    text = f"PyTorch {torch.__version__}, timm {timm.__version__}"
+    if not torch.cuda.is_available():
+        return f"{text}, {f'for CUDA {torch.version.cuda}, finds no GPU' if torch.version.cuda else 'for CPUs'}"
+    major, minor = torch.cuda.get_device_capability()
+    return f"{text}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}, SM {major}{minor}"
 
 
 def run(model: Reference, images: FloatArray) -> FloatArray:

@@ -56,12 +56,15 @@ class RopeWindowAttention(nn.Module):
     def _turn(self) -> torch.Tensor:
         """Unit complex numbers (heads, N, head_dim/2), one a channel pair."""
         rows, columns = self.window
-        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        device = self.rope_freqs.device
+        y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
         freqs = self.rope_freqs[:, :, None].double()
         angle = x.reshape(-1, 1) * freqs[0] + y.reshape(-1, 1) * freqs[1]
         return torch.polar(torch.ones_like(angle), angle)
 
 
 def _rotate(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
-    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turn).flatten(-2)
+    """In float32 where x is of 16 bits, which complex numbers don't come in."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    pairs = torch.view_as_complex(wide.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)

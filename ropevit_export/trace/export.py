@@ -51,7 +51,13 @@ def export_plain(module: torch.nn.Module, images: FloatArray, path: Path, output
     example = torch.from_numpy(images).to(next(module.parameters()).dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(module, (example,), path, input_names=["image"], output_names=[output], verbose=False)
+        try:
+            torch.onnx.export(module, (example,), path, input_names=["image"], output_names=[output], verbose=False)
+        except Exception as error:  # of a converter, many kinds
+            raise TraceError(
+                f"plain torch.onnx.export fails on the unfolded model ({type(error).__name__}), as it does on complex "
+                "numbers, which RoPE-Swin turns its queries with."
+            ) from error
 
 
 def _export(module: torch.nn.Module, spec: ModelSpec, io: IoSpec) -> Graph:
