@@ -1,8 +1,7 @@
-"""The GPU of this machine, as its driver's own tool names it."""
+"""The GPU that engines are built for and run on: this machine's first."""
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from ropevit_export import machine
@@ -20,11 +19,10 @@ class Gpu:
         return f"{self.name} (SM {self.compute_capability}, driver {self.driver})"
 
 
-@functools.lru_cache(maxsize=1)
 def present() -> Gpu | None:
-    """The first GPU; None where there is none, or no driver for it."""
-    gpus, _ = machine.gpus()
-    if not gpus:
+    """None where there is none, no driver for it, or one that does not say what it can."""
+    found, _ = machine.gpus()
+    capability = str(found[0].get("compute_cap", "")).replace(".", "") if found else ""
+    if not capability.isdigit():
         return None
-    name, driver, capability = (str(gpus[0].get(field, "")) for field in ("name", "driver_version", "compute_cap"))
-    return Gpu(name=name, driver=driver, compute_capability=capability.replace(".", "")) if capability else None
+    return Gpu(name=str(found[0]["name"]), driver=str(found[0]["driver_version"]), compute_capability=capability)

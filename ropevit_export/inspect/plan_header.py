@@ -16,12 +16,12 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import struct
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ropevit_export.backends import gpu
 from ropevit_export.errors import BundleError
 
 Runtime = Literal["tensorrt-rtx", "tensorrt"]
@@ -108,13 +108,8 @@ def installed_version(runtime: Runtime) -> str | None:
 
 def gpu_capability() -> str | None:
     """Compute capability of this machine's first GPU, such as "89"; None where there is none."""
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    found = re.match(r"(\d+)\.(\d+)", answer)
-    return f"{found[1]}{found[2]}" if found else None
+    found = gpu.present()
+    return None if found is None else found.compute_capability
 
 
 def _targets(bits: int) -> tuple[str, ...]:
