@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from ropevit_export import cli
@@ -13,8 +12,6 @@ from ropevit_export.cli import export, recipes
 from ropevit_export.values import Dim, Request
 
 TRACKED = sorted((Path(__file__).parents[1] / "engines").glob("*.toml"))
-# Whatever this installation can build, a recipe may name what the command line will take.
-ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx", "openvino")
 
 
 def request_of(*arguments: str) -> Request:
@@ -23,18 +20,11 @@ def request_of(*arguments: str) -> Request:
         return export._request(export._one_bundle(ctx))
 
 
-@pytest.fixture
-def every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    (engine,) = (each for each in export.cli.params if each.name == "engine")
-    monkeypatch.setattr(engine, "type", click.Choice(ENGINES))
-
-
 def written(folder: Path, text: str) -> str:
     (folder / "mine.toml").write_text(text)
     return str(folder / "mine.toml")
 
 
-@pytest.mark.usefixtures("every_engine")
 @pytest.mark.parametrize("model", ["rope_mixed_deit_base", "swin_rope_mixed_tiny"])
 @pytest.mark.parametrize("path", TRACKED, ids=lambda path: path.stem)
 def test_every_recipe_of_ours_is_a_whole_request(path: Path, model: str) -> None:
