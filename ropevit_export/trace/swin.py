@@ -75,7 +75,8 @@ class Block(nn.Module):
         self.register_buffer("mask", None if mask is None else mask[:, None])
 
     def forward(self, x_BTC: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None) -> torch.Tensor:
-        windows = self.partition(self.norm1(x_BTC))
+        # The norm is every token's own, so windows come first: an engine then gathers and normalises in one kernel.
+        windows = self.norm1(self.partition(x_BTC))
         x_BTC = x_BTC + self.restore(self.attention(windows, cos, sin, self.bias, self.mask))
         return x_BTC + self.mlp(self.norm2(x_BTC))
 
