@@ -27,7 +27,8 @@ TYPES = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOA
 
 
 def exported(folder: Path, *options: str) -> Path:
-    assert cli.run([*DIGITS, "--engine", "none", *options, "--out", str(folder)]) == 0
+    model = () if "--model" in options else DIGITS
+    assert cli.run([*model, "--engine", "none", "-q", *options, "--out", str(folder)]) == 0
     return folder
 
 
