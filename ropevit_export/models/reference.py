@@ -176,7 +176,8 @@ def block_values(model: Reference, spec: ModelSpec, images: FloatArray) -> dict[
     double = copy.deepcopy(model).double()
     for index, (prefix, _) in enumerate(spec.blocks):
         block = double.model.get_submodule(prefix.rstrip("."))
-        block.norm1.register_forward_hook(keep(f"blocks.{index}.norm1"))
+        # in Swin already in windows, as a folded graph has it
+        block.attn.register_forward_pre_hook(keep(f"blocks.{index}.norm1"))
         block.norm2.register_forward_pre_hook(keep(f"blocks.{index}.attention"))
         block.norm2.register_forward_hook(keep(f"blocks.{index}.norm2"))
         block.register_forward_hook(keep(f"blocks.{index}.mlp"))
