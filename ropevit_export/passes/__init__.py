@@ -23,7 +23,6 @@ from ropevit_export.passes.quantize import Coding, QuantizeGemm, QuantizeLinear
 from ropevit_export.passes.ranges import balance, calibrate
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
-from ropevit_export.passes.split import SplitGemm
 from ropevit_export.passes.verify import verify
 from ropevit_export.values import Graph, PassRecord, Precision
 
@@ -92,7 +91,7 @@ def run_quantized(graph: Graph, coding: Coding, feeds: Iterable[Arrays], ends: s
     fast = None
     if coding == "int8":
         fast = dataclasses.replace(graph, model=_separate(graph.model))
-        fast = apply(fast, [QuantizeGemm(ranges), FuseRotation(), SplitGemm(), FuseAttention(), *_clean()])
+        fast = apply(fast, [QuantizeGemm(ranges), FuseRotation(), FuseAttention(), *_clean()])
         fast = _with_ends(fast, ends)
         verify(fast)
     engines = apply(graph, [ToHalf(POLICIES["fp16"]), PatchesToDepth(), QuantizeLinear(ranges, coding), *_clean()])
