@@ -41,7 +41,7 @@ def test_the_manifest_names_the_forms_and_what_they_compute_in(bundle: Path) -> 
     assert [each["form"] for each in listed["artifacts"]] == forms * 2
     for each in listed["artifacts"]:
         counts = {count["format"]: count["products"] for count in each["census"]}
-        # three layers a block and the query of the last: all but patches, attention and head
+        # four layers a block and the query of the last: all but patches, attention and head
         assert counts[bundle.name] == 4 * 4 + 1
         other = "fp16" if each["form"] == "portable" else "fp32"
         assert counts[other] == 2 + (2 * 4 if each["form"] == "portable" else 0)
