@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ropevit_export.bundle import golden, manifest
+from ropevit_export.digest import sha256
 from ropevit_export.errors import BundleError
 from ropevit_export.parity.compare import ParityReport
 from ropevit_export.parity.tolerance import TOLERANCES
@@ -31,15 +32,15 @@ def check(bundle: Path) -> list[ParityReport]:
 
 def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
     known = {manifest.MANIFEST}
-    for name, sha256 in dict(listed.all_files()).items():
+    for name, wanted in dict(listed.all_files()).items():
         path = bundle / name
         known.add(name)
         if not path.is_file():
             raise BundleError(f"{bundle} lacks {name}, which its manifest lists: copy the whole folder.")
-        found = manifest.sha256(path)
-        if found != sha256:
+        found = sha256(path)
+        if found != wanted:
             raise BundleError(
-                f"{path} has SHA-256 {found[:12]}…, the manifest says {sha256[:12]}…: it was changed or damaged."
+                f"{path} has SHA-256 {found[:12]}…, the manifest says {wanted[:12]}…: it was changed or damaged."
             )
     strangers = sorted(path.name for path in bundle.iterdir() if path.name not in known)
     if strangers:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ropevit_export import calibration, census, images
 from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, staging
+from ropevit_export.digest import sha256
 from ropevit_export.errors import BackendError, BundleError, ParityError, UsageError
 from ropevit_export.inspect import fusion
 from ropevit_export.parity import compare, samples
@@ -139,7 +140,7 @@ def _change(request: Request, found: manifest.Manifest) -> str | None:
         if before != after:
             return f"with {name} {before or 'not given'}, which is {after or 'not given'} now"
     path = Path(request.weights).expanduser()
-    if path.is_file() and manifest.sha256(path) != found.weights.sha256:
+    if path.is_file() and sha256(path) != found.weights.sha256:
         return f"from other weights than {path.name} holds now"
     return None
 
@@ -363,7 +364,7 @@ class _Export:
             manifest.ArtifactEntry(
                 kind="onnx",
                 path=path.name,
-                sha256=manifest.sha256(path),
+                sha256=sha256(path),
                 built_with=f"torch {_version('torch')}, opset {graph.model.opset_imports['']}",
                 targets=(),
                 resolutions=tuple((size.height, size.width) for size in request.named_sizes(io)),
@@ -441,7 +442,7 @@ class _Export:
                 update={
                     "kind": maker.runtime,
                     "path": path.name,
-                    "sha256": manifest.sha256(path),
+                    "sha256": sha256(path),
                     "built_with": plan.built_with,
                     "targets": plan.targets,
                     "options": spec.options.given(),
@@ -628,7 +629,7 @@ def _census_entries(counted: census.Census) -> tuple[manifest.CensusEntry, ...]:
 
 
 def _file(kind: str, path: Path) -> manifest.FileEntry:
-    return manifest.FileEntry(kind=kind, path=path.name, sha256=manifest.sha256(path))
+    return manifest.FileEntry(kind=kind, path=path.name, sha256=sha256(path))
 
 
 def _version(package: str) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ropevit_export import cli
 from ropevit_export.bundle import golden, manifest
+from ropevit_export.digest import sha256
 from ropevit_export.errors import BackendError, BundleError, InputError
 from ropevit_export.parity.samples import PHOTOS
 from ropevit_export.runtime import load
@@ -109,7 +110,7 @@ def with_engine(folder: Path, bundle: Path, profile: Profile) -> Path:
         update={
             "kind": "tensorrt-rtx",
             "path": "model.engine",
-            "sha256": manifest.sha256(folder / "model.engine"),
+            "sha256": sha256(folder / "model.engine"),
             "resolutions": (profile[0][2:],),
             "profiles": (profile[0][2:],),
             "targets": ("89",),

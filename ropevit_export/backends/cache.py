@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ropevit_export.digest import sha256
 from ropevit_export.values import EngineSpec, Plan
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _key(maker: Builder, spec: EngineSpec, inputs: Sequence[Path]) -> str:
     del facts["require_fused_attention"]  # of the result, not of how it is made
     facts |= {"options": spec.options.given(), "targets": maker.targets(spec)}
     versions = [maker.version, importlib.metadata.version("ropevit-export")]
-    digests = [_sha256(path) for path in inputs]
+    digests = [sha256(path) for path in inputs]
     text = json.dumps([facts, versions, digests], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -55,7 +56,7 @@ def _taken(entry: Path, path: Path) -> Plan | None:
         kept = json.loads((entry / _PLAN).read_bytes())
         files = []
         for ending, digest in kept.pop("files").items():
-            if _sha256(entry / f"engine{ending}") != digest:
+            if sha256(entry / f"engine{ending}") != digest:
                 raise ValueError(f"engine{ending} has changed")
             files.append(path.with_name(path.stem + ending))
             shutil.copyfile(entry / f"engine{ending}", files[-1])
@@ -79,7 +80,7 @@ def _keep(plan: Plan, path: Path, entry: Path) -> None:
         for file in plan.files:
             ending = file.name.removeprefix(path.stem)
             shutil.copyfile(file, new / f"engine{ending}")
-            files[ending] = _sha256(file)
+            files[ending] = sha256(file)
         kept = {each.name: getattr(plan, each.name) for each in dataclasses.fields(plan)} | {"files": files}
         (new / _PLAN).write_text(json.dumps(kept), encoding="utf-8")
         try:
@@ -87,11 +88,3 @@ def _keep(plan: Plan, path: Path, entry: Path) -> None:
         except OSError:
             if not entry.is_dir():  # else another builder was first
                 raise
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

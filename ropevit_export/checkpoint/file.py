@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from ropevit_export.digest import sha256
 from ropevit_export.errors import CheckpointError
 from ropevit_export.values import Checkpoint
 
@@ -34,7 +34,7 @@ def read(path: Path) -> Checkpoint:
     if fault := _first_bytes_fault(path):
         raise CheckpointError(f"{path} can't be read as a checkpoint: {fault}.")
     try:
-        sha256 = digest(path)
+        known_by = sha256(path)
         content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from error
@@ -43,7 +43,7 @@ def read(path: Path) -> Checkpoint:
         if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to switch the safety off
             reason = "not a PyTorch file, or one that holds more than tensors and would run code when read"
         raise CheckpointError(f"{path} can't be read as a checkpoint, it is truncated or not one: {reason}") from error
-    return Checkpoint(tensors=_tensors(path, content), source=path.name, revision=None, sha256=sha256, trained=True)
+    return Checkpoint(tensors=_tensors(path, content), source=path.name, revision=None, sha256=known_by, trained=True)
 
 
 def _first_bytes_fault(path: Path) -> str | None:
@@ -62,15 +62,6 @@ def _first_bytes_fault(path: Path) -> str | None:
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         return f"it is truncated or damaged ({error})"
     return f"its part {damaged} is damaged" if damaged else None
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    sha256 = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            sha256.update(block)
-    return sha256.hexdigest()
 
 
 def _unpickle(path: Path) -> object:

@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineMo
 from huggingface_hub.file_download import HfFileMetadata
 
 from ropevit_export.checkpoint import file
+from ropevit_export.digest import sha256
 from ropevit_export.errors import CheckpointError, HubUnreachableError
 from ropevit_export.values import Checkpoint, HubFile
 
@@ -72,11 +73,11 @@ def _download(candidate: HubFile, revision: str | None, found: HfFileMetadata) -
         if not _is_transport(error):
             raise
         raise CheckpointError(f"{name} did not arrive whole, the connection broke: {_line(error)}") from error
-    if found.etag and _SHA256.fullmatch(found.etag) and found.etag != (sha256 := file.digest(path)):
+    if found.etag and _SHA256.fullmatch(found.etag) and found.etag != (ours := sha256(path)):
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{name} has SHA-256 {sha256[:12]}…, the hub says {found.etag[:12]}…: "
+            f"{name} has SHA-256 {ours[:12]}…, the hub says {found.etag[:12]}…: "
             "damaged on its way and removed from the cache. Run again."
         )
     return _checkpoint(candidate, path)
