@@ -14,9 +14,17 @@ import pytest
 from ropevit_export import passes
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.errors import BackendError, PassError
+from ropevit_export.passes import quantize
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
 from ropevit_export.passes.linear import linear_layers
-from ropevit_export.passes.quantize import Coding, QuantizeGemm, QuantizeLinear, step_and_shift, weight_codes
+from ropevit_export.passes.quantize import (
+    Coding,
+    QuantizeGemm,
+    QuantizeLinear,
+    QuantizeScores,
+    step_and_shift,
+    weight_codes,
+)
 from ropevit_export.passes.ranges import Range, balance, calibrate
 from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.export import trace, trace_dynamic
@@ -251,6 +259,51 @@ def test_rotation_and_attention_become_one_operator_each(case: Make) -> None:
         np.testing.assert_allclose(infer(graph, each.images[:1]), theirs, atol=1e-5)
         assert not FuseRotation()(graph).modified
         assert not FuseAttention()(graph).modified
+
+
+@pytest.mark.parametrize(("at_a_time", "groups"), [(None, 1), (2, 3)])
+def test_scores_of_many_tokens_are_in_8_bits_some_heads_at_a_time(
+    case: Make, at_a_time: int | None, groups: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    each = case("rope_mixed_deit_small", "192")
+    tokens = 1 + 12 * 12
+    if at_a_time is not None:
+        monkeypatch.setattr(quantize, "_SCORE_BYTES", at_a_time * 4 * tokens**2)
+    both = quantized(each, "int8")
+    assert both.onnxruntime is not None
+    kinds = optimised_kinds(both.onnxruntime.model, tmp_path)
+    blocks = len(each.spec.blocks)
+    # The last block has one query: its scores are an Attention with the rest.
+    assert kinds.count("MatMulIntegerToFloat") == kinds.count("Softmax") == groups * (blocks - 1)
+    assert kinds.count("Attention") == 1
+    ours = [infer(both.onnxruntime.model, image[None]) for image in each.images]
+    assert min(cosine(a, b) for a, b in zip(ours, each.theirs, strict=True)) > 0.998
+    codes = {node.op_type for node in both.engines.model.graph if "softmax" in (node.name or "")}
+    assert "QuantizeLinear" not in codes  # engines keep 16-bit attention
+
+
+def test_8_bit_scores_alone_change_numbers_little(case: Make) -> None:
+    each = case("rope_mixed_deit_small", "192")
+    graph = float_graph(each).model
+    ranges = calibrate(graph, [{"image": image[None]} for image in each.images])
+    theirs = infer(graph, each.images[:1])
+    assert QuantizeScores(ranges)(graph).modified
+    ours = infer(graph, each.images[:1])
+    assert not np.array_equal(ours, theirs)
+    assert cosine(ours, theirs) > 0.9999
+    assert not QuantizeScores(ranges)(graph).modified
+    narrow = {name: Range(low=each.low / 4, high=each.high / 4) for name, each in ranges.items()}
+    clipped = float_graph(each).model
+    QuantizeScores(narrow)(clipped)
+    assert cosine(infer(clipped, each.images[:1]), theirs) < cosine(ours, theirs)
+
+
+def test_few_tokens_and_unknown_ones_keep_one_operator(case: Make) -> None:
+    each = case("rope_mixed_deit_small", "64")
+    graph = float_graph(each).model
+    ranges = calibrate(graph, [{"image": image[None]} for image in each.images])
+    assert not QuantizeScores(ranges)(graph).modified
+    assert not QuantizeScores({})(float_graph(case("rope_mixed_deit_small", "192")).model).modified
 
 
 def test_attention_with_a_mask_or_bias_stays(case: Make) -> None:

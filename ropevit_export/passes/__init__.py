@@ -19,7 +19,7 @@ from ropevit_export.passes.attention import FuseAttention, FuseRotation
 from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.places import probed, refuse_overflow
 from ropevit_export.passes.precision import POLICIES, RetypeEnds, ToHalf
-from ropevit_export.passes.quantize import Coding, QuantizeGemm, QuantizeLinear
+from ropevit_export.passes.quantize import Coding, QuantizeGemm, QuantizeLinear, QuantizeScores
 from ropevit_export.passes.ranges import balance, calibrate
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
@@ -78,7 +78,8 @@ class Quantized:
     """One calibration, two lowerings: what is fast in one runtime is slow or refused in the other.
 
     engines      Q/DQ around MatMul, float16 elsewhere: TensorRT-RTX, OpenVINO
-    onnxruntime  Q/DQ around Gemm, one operator for attention, float32 elsewhere; None for fp8, which no CPU computes in
+    onnxruntime  Q/DQ around Gemm and scores, short attention as one operator, float32 elsewhere; None for fp8, which no
+                 CPU computes in
     """
 
     engines: Graph
@@ -91,7 +92,7 @@ def run_quantized(graph: Graph, coding: Coding, feeds: Iterable[Arrays], ends: s
     fast = None
     if coding == "int8":
         fast = dataclasses.replace(graph, model=_separate(graph.model))
-        fast = apply(fast, [QuantizeGemm(ranges), FuseRotation(), FuseAttention(), *_clean()])
+        fast = apply(fast, [QuantizeGemm(ranges), QuantizeScores(ranges), FuseRotation(), FuseAttention(), *_clean()])
         fast = _with_ends(fast, ends)
         verify(fast)
     engines = apply(graph, [ToHalf(POLICIES["fp16"]), PatchesToDepth(), QuantizeLinear(ranges, coding), *_clean()])

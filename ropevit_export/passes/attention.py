@@ -38,8 +38,31 @@ class FuseAttention(ir.passes.InPlacePass):
     """MatMul, Softmax and MatMul between transposes become Attention on (B, T, A·K), which needs none."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        fused = [_fuse_attention(model.graph, node) for node in list(model.graph) if node.op_type == "Softmax"]
-        return _result(model, modified=any(fused))
+        found = attentions(model)
+        for each in found:
+            _fuse_attention(model.graph, each)
+        return _result(model, modified=bool(found))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attention:
+    """softmax(q @ kᵀ) @ v: q, k, v and result (B, T, A, K), of which q and result may have fewer tokens.
+
+    flat: the result as (B, T, A·K).
+    """
+
+    q: ir.Value
+    k: ir.Value
+    v: ir.Value
+    softmax: ir.Node
+    result: ir.Value
+    flat: ir.Value
+
+
+def attentions(model: ir.Model) -> list[Attention]:
+    """Those without a bias or mask, in order."""
+    found = [_attention(node) for node in model.graph if node.op_type == "Softmax"]
+    return [each for each in found if each is not None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,31 +153,39 @@ def _start_of_heads(node: ir.Node) -> int | None:
     return int(edit.array_of(start).item()) if edit.array_of(axes).tolist() == [2] else None
 
 
-def _fuse_attention(graph: ir.Graph, softmax: ir.Node) -> bool:
+def _attention(softmax: ir.Node) -> Attention | None:
     scores, mixed = _producer(softmax.inputs[0], "MatMul"), _only_user(softmax, "MatMul")
     back = _only_user(mixed, "Transpose")
     last = _only_user(back, "Reshape")
-    if scores is None or mixed is None or last is None or _order(back) != [0, 2, 1, 3]:
-        return False
+    if scores is None or mixed is None or back is None or last is None or _order(back) != [0, 2, 1, 3]:
+        return None
     sources = [_producer(value, "Transpose") for value in (*scores.inputs, mixed.inputs[1])]
     if [_order(node) for node in sources] != [[0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]]:
-        return False
-    parts = [node.inputs[0] for node in sources if node is not None]
-    shape = None if parts[0] is None else parts[0].shape
-    if shape is None or not isinstance(shape[2], int) or not isinstance(shape[3], int):
-        return False
-    name, y, target = softmax.name, last.outputs[0], edit.integers(graph, [0, -1, shape[2] * shape[3]])
+        return None
+    q, k, v = (None if node is None else node.inputs[0] for node in sources)
+    if q is None or k is None or v is None:
+        return None
+    if q.shape is None or not isinstance(q.shape[2], int) or not isinstance(q.shape[3], int):
+        return None
+    return Attention(q=q, k=k, v=v, softmax=softmax, result=back.outputs[0], flat=last.outputs[0])
+
+
+def _fuse_attention(graph: ir.Graph, found: Attention) -> None:
+    assert found.q.shape is not None
+    _, _, heads, width = found.q.shape
+    assert isinstance(heads, int)
+    assert isinstance(width, int)
+    name, y, target = found.softmax.name, found.flat, edit.integers(graph, [0, -1, heads * width])
     flat = [
         edit.node("Reshape", [part, target], f"{name}_{which}", y.dtype)
-        for part, which in zip(parts, "qkv", strict=True)
+        for part, which in ((found.q, "q"), (found.k, "k"), (found.v, "v"))
     ]
     inputs = [each.outputs[0] for each in flat]
-    heads = {"q_num_heads": shape[2], "kv_num_heads": shape[2]}
-    fused = edit.node("Attention", inputs, f"{name}_attention", y.dtype, **heads, scale=1.0)  # the scale is in q
+    counts = {"q_num_heads": heads, "kv_num_heads": heads}
+    fused = edit.node("Attention", inputs, f"{name}_attention", y.dtype, **counts, scale=1.0)  # the scale is in q
     edit.rename_to(fused.outputs[0], y)
     for each in (*flat, fused):
         graph.append(each)
-    return True
 
 
 def _only_user(node: ir.Node | None, kind: str) -> ir.Node | None:

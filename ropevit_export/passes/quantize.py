@@ -1,27 +1,28 @@
-"""8-bit linear layers, as Q/DQ where runtimes use it.
+"""8-bit products, as Q/DQ where runtimes use it.
 
-Quantized: the products of `linear.py`, weights by output channel. Not quantized: the products inside attention
-(TensorRT-RTX keeps its fused attention with float16 queries; on a CPU, 8-bit scores and probabilities took longer than
-float32), Softmax, LayerNorm, the rotation, the patch convolution, the last layer.
+Quantized: the products of `linear.py`, weights by output channel, and on a CPU the scores of attention. Not quantized:
+attention in engines (TensorRT-RTX keeps its fused one with float16 queries), Softmax and the product of its
+probabilities (most are far below one step), LayerNorm, the rotation, the patch convolution, the last layer.
 
 Why not a library's own placement: with their defaults, modelopt and onnxruntime.quantization leave features of a
 trained ViT at a cosine of 0.91, this at 0.999 (`scripts/bench_quantize` measures it). They quantize residual
 sums and attention too, give Gelu's one-sided outputs half of the codes, and leave outliers where they are. modelopt
 also asks for older releases of onnx and onnxruntime than this package's.
 
-Legend: I inputs · O outputs of a layer.
+Legend: I inputs · O outputs of a layer · B batch · T tokens · A heads · K head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from ropevit_export.passes import edit
+from ropevit_export.passes.attention import Attention, attentions
 from ropevit_export.passes.linear import Linear, linear_layers
 from ropevit_export.passes.ranges import Range, Ranges
 
@@ -36,6 +37,10 @@ _KINDS = {"int8": np.dtype(np.int8), "fp8": np.dtype(ml_dtypes.float8_e4m3fn)}
 _ONE_SIDED = 0.5
 # uint8 codes of the same steps are int8 codes and this.
 _MIDDLE = 128
+# Below, 8-bit scores take as long as the Attention operator or longer: measured at 65, 197, 577 and 1025 tokens.
+_FEWEST_TOKENS = 128
+# Of float32 scores at a time: what a core's second cache keeps from the product to Softmax to the next product.
+_SCORE_BYTES = 3 << 20
 
 
 class QuantizeLinear(ir.passes.InPlacePass):
@@ -134,6 +139,88 @@ class QuantizeGemm(ir.passes.InPlacePass):
         width = edit.integers(graph, [edit.array_of(layer.weight).shape[1]])
         before = near.put("Shape", [layer.x], "extents_before", ir.DataType.INT64, end=-1)
         return near.put("Concat", [before, width], "extents", ir.DataType.INT64, axis=0)
+
+
+class QuantizeScores(ir.passes.InPlacePass):
+    """Q/DQ on queries and keys for ONNX Runtime's CPU kernels, and attention a few heads at a time.
+
+    8-bit scores alone win little, since all heads' scores pass through memory between the operators; in groups that
+    fit the cache they take a quarter off attention (base at 384, where a group is two heads). Only where all tokens
+    ask and their number is known. What is left is for `attention.FuseAttention`.
+    """
+
+    def __init__(self, ranges: Ranges) -> None:
+        super().__init__()
+        self.ranges = ranges
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        found = [each for each in attentions(model) if self._pays(each)]
+        for each in found:
+            self._quantize(model.graph, each)
+        if found:
+            model.graph.sort()
+        return ir.passes.PassResult(model, modified=bool(found))
+
+    def _pays(self, attention: Attention) -> bool:
+        q, k = attention.q, attention.k
+        if q.name not in self.ranges or k.name not in self.ranges or q.shape is None or k.shape is None:
+            return False
+        tokens = q.shape[1]
+        return isinstance(tokens, int) and tokens >= _FEWEST_TOKENS and k.shape[1] == tokens
+
+    def _quantize(self, graph: ir.Graph, attention: Attention) -> None:
+        assert attention.q.shape is not None
+        batch, tokens, heads, _ = attention.q.shape
+        assert isinstance(tokens, int)
+        assert isinstance(heads, int)
+        name, single = attention.softmax.name, ir.DataType.FLOAT
+
+        def put(kind: str, inputs: Sequence[ir.Value], which: str, dtype: ir.DataType, **more: Any) -> ir.Value:
+            made = edit.node(kind, inputs, f"{name}_{which}", dtype, **more)
+            graph.append(made)
+            return made.outputs[0]
+
+        def coded(x: ir.Value, which: str, zero: np.generic) -> tuple[ir.Value, list[ir.Value]]:
+            """Codes, and what they are decoded with: step and zero point."""
+            low, high = self.ranges[str(x.name)].ends
+            step = np.float32((max(-low, high) or 1.0) / _LARGEST["int8"])
+            steps = [edit.constant(graph, f"{name}.{which}_scale", np.asarray(step)),
+                     edit.constant(graph, f"zero_{zero.dtype}_{zero}", np.asarray(zero))]  # fmt: skip
+            return put("QuantizeLinear", [x, *steps], f"{which}_codes", ir.DataType.from_numpy(zero.dtype)), steps
+
+        def grouped(x: ir.Value, which: str, order: Sequence[int]) -> Sequence[ir.Value]:
+            """(B, T, A, K) with heads first, a value a group."""
+            assert x.dtype is not None
+            turned = put("Transpose", [x], f"{which}_by_head", x.dtype, perm=order)
+            if len(groups) == 1:
+                return [turned]
+            split = ir.node("Split", [turned, edit.integers(graph, groups)], {"axis": 1}, num_outputs=len(groups))
+            split.name = f"{name}_{which}_groups"
+            graph.append(split)
+            for index, value in enumerate(split.outputs):
+                value.name, value.dtype = f"{split.name}_{index}", x.dtype
+            return split.outputs
+
+        per_head = tokens * tokens * 4 * (batch if isinstance(batch, int) else 1)
+        count = min(heads, -(-heads * per_head // _SCORE_BYTES))
+        groups = [len(each) for each in np.array_split(np.arange(heads), count)]
+        q, q_steps = coded(attention.q, "q", np.uint8(_MIDDLE))  # the CPU kernel's left side has no sign
+        k, k_steps = coded(attention.k, "k", np.int8(0))
+        parts = zip(
+            grouped(q, "q", [0, 2, 1, 3]),
+            grouped(k, "k", [0, 2, 3, 1]),
+            grouped(attention.v, "v", [0, 2, 1, 3]),
+            strict=True,
+        )
+        mixed = []
+        for index, (some_q, some_k, some_v) in enumerate(parts):
+            decoded = [put("DequantizeLinear", [some_q, *q_steps], f"q_{index}", single),
+                       put("DequantizeLinear", [some_k, *k_steps], f"k_{index}", single)]  # fmt: skip
+            scores = put("MatMul", decoded, f"scores_{index}", single)
+            shares = put("Softmax", [scores], f"shares_{index}", single, axis=-1)
+            mixed.append(put("MatMul", [shares, some_v], f"mixed_{index}", single))
+        together = mixed[0] if count == 1 else put("Concat", mixed, "mixed", single, axis=1)
+        edit.rename_to(put("Transpose", [together], "by_token", single, perm=[0, 2, 1, 3]), attention.result)
 
 
 class _Near:

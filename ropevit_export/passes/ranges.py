@@ -1,4 +1,4 @@
-"""What the linear layers of a graph are given, measured on images, and its outliers moved into their weights.
+"""What the products of a graph are given, measured on images, and its outliers moved into their weights.
 
 Ranges are minimum and maximum. On a trained DINOv2 ViT-S/14 every clipped range (percentile, least squares) was worse:
 a vision transformer lives on a few large channels, and features fell from 0.994 to between 0.905 and 0.963 (cosine).
@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from ropevit_export.errors import PassError
 from ropevit_export.passes import edit
+from ropevit_export.passes.attention import attentions
 from ropevit_export.passes.linear import Linear, linear_layers, readers
 
 if TYPE_CHECKING:
@@ -51,11 +52,11 @@ class Range:
         return min(float(self.low.min()), 0.0), max(float(self.high.max()), 0.0)
 
 
-Ranges = Mapping[str, Range]  # by the name of a linear layer's input
+Ranges = Mapping[str, Range]  # by the name of a linear layer's input, or of the q or k of an attention
 
 
 def calibrate(model: ir.Model, feeds: Iterable[Arrays]) -> dict[str, Range]:
-    """Run a float32 graph on each feed in turn, in ONNX Runtime, and measure every linear layer's input.
+    """Run a float32 graph on each feed in turn, in ONNX Runtime, and measure the inputs of linear layers and scores.
 
     Two numbers a channel are all that is kept. Of onnxruntime's calibrators, the one for minimum and maximum gives a
     range a tensor, too coarse to balance; the others hold every tensor of every image until the last.
@@ -64,7 +65,9 @@ def calibrate(model: ir.Model, feeds: Iterable[Arrays]) -> dict[str, Range]:
     import onnxruntime
 
     measured = model.clone()
-    values = {str(layer.x.name): layer.x for layer in linear_layers(measured)}
+    inputs = [layer.x for layer in linear_layers(measured)]
+    inputs += [value for each in attentions(measured) for value in (each.q, each.k)]
+    values = {str(value.name): value for value in inputs}
     _make_outputs(measured.graph, values)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
