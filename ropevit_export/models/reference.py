@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -163,24 +163,31 @@ def batch_runner(
 def block_values(model: Reference, spec: ModelSpec, images: FloatArray) -> dict[str, Array]:
     """What the model computes on the way, in float64, each (B, tokens, channels), in order: of every block its first
     norm, the sum after attention, its second norm and its output, as `blocks.7.norm1`, `.attention`, `.norm2`, `.mlp`.
+    Tokens are in the order of a folded graph (`trace.swin`).
     """
     found: dict[str, Array] = {}
 
-    def keep(name: str) -> Callable[..., None]:
+    def keep(name: str, size: Sequence[int] = (), group: tuple[int, int] = (1, 1)) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor | None = None) -> None:
             tensor = inputs[0] if output is None else output
+            if size:  # of a map
+                (high, wide), (rows, columns) = size, group
+                split = (-1, high // rows, rows, wide // columns, columns, tensor.shape[-1])
+                tensor = tensor.reshape(split).transpose(2, 3)
             found[name] = tensor.reshape(len(images), -1, tensor.shape[-1]).numpy()
 
         return hook
 
     double = copy.deepcopy(model).double()
-    for index, (prefix, _) in enumerate(spec.blocks):
+    stages = [stage for _, stage in spec.blocks]
+    for index, (prefix, stage) in enumerate(spec.blocks):
         block = double.model.get_submodule(prefix.rstrip("."))
-        # in Swin already in windows, as a folded graph has it
-        block.attn.register_forward_pre_hook(keep(f"blocks.{index}.norm1"))
-        block.norm2.register_forward_pre_hook(keep(f"blocks.{index}.attention"))
-        block.norm2.register_forward_hook(keep(f"blocks.{index}.norm2"))
-        block.register_forward_hook(keep(f"blocks.{index}.mlp"))
+        ends = stage not in (stages[-1], *stages[index + 1 :])
+        order = (block.input_resolution, (2, 2) if ends else block.window_size) if spec.family == "swin" else ()
+        block.attn.register_forward_pre_hook(keep(f"blocks.{index}.norm1"))  # in Swin already in windows
+        block.norm2.register_forward_pre_hook(keep(f"blocks.{index}.attention", *order))
+        block.norm2.register_forward_hook(keep(f"blocks.{index}.norm2", *order))
+        block.register_forward_hook(keep(f"blocks.{index}.mlp", *order))
     with torch.inference_mode():
         double(torch.from_numpy(images).double())
     return found

@@ -1,6 +1,9 @@
 """The deploy form of Swin at one size, with rotary embedding or relative position bias.
 
-Legend: B batch · R rows · C columns (of the stage's map) · N tokens of a window.
+Only attention and merges ask where a token is. So tokens lie window by window, where every other block takes them as
+they are, and two by two in a stage's last MLP, where the merge does.
+
+Legend: B batch · T tokens · R rows · C columns (of the stage's map) · N tokens of a window.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from ropevit_export.trace.positions import Pair, TableBank
 from ropevit_export.values import IoSpec, ModelSpec, Weights
 
 Size = tuple[int, int]
+PAIR: Size = (2, 2)
 
 
 class DeploySwin(nn.Module):
@@ -33,21 +37,23 @@ class DeploySwin(nn.Module):
         for index, (prefix, stage) in enumerate(spec.blocks):
             size = (rows >> stage, columns >> stage)
             shifted = _is_odd(prefix)
-            self.blocks.append(Block(spec, tensors, prefix, stage=stage, size=size, window=window, shifted=shifted))
-            if stage + 1 < len(spec.dims) and spec.blocks[index + 1][1] != stage:
-                self.merges[str(index)] = Merge(spec, tensors, stage, size)
+            ends = stage + 1 < len(spec.dims) and spec.blocks[index + 1][1] != stage
+            block = Block(spec, tensors, prefix, stage=stage, size=size, window=window, shifted=shifted, ends=ends)
+            self.blocks.append(block)
+            if ends:
+                self.merges[str(index)] = Merge(spec, tensors, stage, size, window)
         self.norm = Norm(tensors, "norm", spec.norm_eps)
         self.head = linear(tensors, "head") if io.output == "logits" else None
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        x = self.embed_norm(self.embed(image).flatten(2).transpose(1, 2))
+        x = self.embed_norm(grouped(self.embed(image).permute(0, 2, 3, 1), self.window))
         nothing: list[Pair | tuple[None, None]] = [(None, None)] * len(self.blocks)
         pairs = nothing if self.positions is None else self.positions(*self.window)
         for index, (block, pair) in enumerate(zip(self.blocks, pairs, strict=True)):
             x = block(x, *pair)
             if str(index) in self.merges:
                 x = self.merges[str(index)](x)
-        x = self.norm(x)
+        x = self.norm(x)  # the last stage is one window: its order is the map's
         if self.io.output == "tokens":
             return x
         x = x.mean(1)
@@ -55,13 +61,25 @@ class DeploySwin(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention in windows, shifted by half a window in every other block where the map is larger than the window."""
+    """Attention in windows, shifted by half a window in every other block where the map is larger than the window.
+
+    `ends`: a merge follows.
+    """
 
     def __init__(
-        self, spec: ModelSpec, tensors: Tensors, prefix: str, *, stage: int, size: Size, window: Size, shifted: bool
+        self,
+        spec: ModelSpec,
+        tensors: Tensors,
+        prefix: str,
+        *,
+        stage: int,
+        size: Size,
+        window: Size,
+        shifted: bool,
+        ends: bool,
     ) -> None:
         super().__init__()
-        self.size, self.window = size, window
+        self.size, self.window, self.ends = size, window, ends
         heads = spec.heads[stage]
         self.shift = tuple(w // 2 if shifted and s > w else 0 for s, w in zip(size, window, strict=True))
         self.norm1 = Norm(tensors, f"{prefix}norm1", spec.norm_eps)
@@ -75,43 +93,68 @@ class Block(nn.Module):
         self.register_buffer("mask", None if mask is None else mask[:, None])
 
     def forward(self, x_BTC: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None) -> torch.Tensor:
-        # The norm is every token's own, so windows come first: an engine then gathers and normalises in one kernel.
-        windows = self.norm1(self.partition(x_BTC))
-        x_BTC = x_BTC + self.restore(self.attention(windows, cos, sin, self.bias, self.mask))
-        return x_BTC + self.mlp(self.norm2(x_BTC))
-
-    def partition(self, x_BTC: torch.Tensor) -> torch.Tensor:
-        """(B, T, channels) → (B·windows, N, channels)."""
+        """Tokens window by window → the same, or two by two where a merge follows."""
         (rows, columns), (high, wide), channels = self.size, self.window, x_BTC.shape[-1]
-        x = x_BTC.view(-1, rows, columns, channels)
-        if any(self.shift):
-            x = torch.roll(x, tuple(-s for s in self.shift), (1, 2))
-        x = x.view(-1, rows // high, high, columns // wide, wide, channels)
-        return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, high * wide, channels)
+        # The norm is every token's own, so windows come first: an engine then gathers and normalises in one kernel.
+        windows = self.norm1(self.shifted(x_BTC)).reshape(-1, high * wide, channels)
+        answer = self.attention(windows, cos, sin, self.bias, self.mask)
+        x_BTC = x_BTC + self.unshifted(answer.reshape(-1, rows * columns, channels))
+        if self.ends:
+            x_BTC = grouped(mapped(x_BTC, self.size, self.window), PAIR)
+        # Of images and tokens as one axis, TensorRT takes Gelu and the sum into the products, on every GPU.
+        x = x_BTC.reshape(-1, channels)
+        return (x + self.mlp(self.norm2(x))).view(-1, rows * columns, channels)
 
-    def restore(self, windows: torch.Tensor) -> torch.Tensor:
-        """The inverse of `partition`."""
-        (rows, columns), (high, wide), channels = self.size, self.window, windows.shape[-1]
-        x = windows.view(-1, rows // high, columns // wide, high, wide, channels)
-        x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows, columns, channels)
-        if any(self.shift):
-            x = torch.roll(x, self.shift, (1, 2))
-        return x.reshape(-1, rows * columns, channels)
+    def shifted(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        """Windows to those half a window on."""
+        return self._rolled(x_BTC, tuple(-steps for steps in self.shift))
+
+    def unshifted(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        """The inverse of `shifted`."""
+        return self._rolled(x_BTC, self.shift)
+
+    def _rolled(self, x_BTC: torch.Tensor, steps: tuple[int, ...]) -> torch.Tensor:
+        if not any(steps):
+            return x_BTC
+        return grouped(torch.roll(mapped(x_BTC, self.size, self.window), steps, (1, 2)), self.window)
 
 
 class Merge(nn.Module):
-    """Two by two tokens become one of twice the channels; neighbours in the order down, then right."""
+    """Two by two tokens, which lie side by side, become one of twice the channels.
 
-    def __init__(self, spec: ModelSpec, tensors: Tensors, stage: int, size: Size) -> None:
+    Channels of four neighbours come down, then right in a checkpoint, right, then down here: folded.
+    """
+
+    def __init__(self, spec: ModelSpec, tensors: Tensors, stage: int, size: Size, window: Size) -> None:
         super().__init__()
-        self.size = size
-        self.norm = Norm(tensors, f"layers.{stage}.downsample.norm", spec.norm_eps)
-        self.reduction = linear(tensors, f"layers.{stage}.downsample.reduction")
+        self.merged, self.window = (size[0] // 2, size[1] // 2), window
+        prefix = f"layers.{stage}.downsample."
+        own = {name: tensors[prefix + name] for name in ("norm.weight", "norm.bias", "reduction.weight")}
+        turned = {
+            name: each.reshape(*each.shape[:-1], 2, 2, -1).transpose(-3, -2).flatten(-3) for name, each in own.items()
+        }
+        self.norm = Norm(turned, "norm", spec.norm_eps)
+        self.reduction = linear(turned, "reduction")
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
-        (rows, columns), channels = self.size, x_BTC.shape[-1]
-        x = x_BTC.view(-1, rows // 2, 2, columns // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(self.norm(x.reshape(-1, rows * columns // 4, 4 * channels)))
+        """Tokens two by two → tokens of the next stage, window by window."""
+        (rows, columns), channels = self.merged, x_BTC.shape[-1]
+        x = self.reduction(self.norm(x_BTC.reshape(-1, rows * columns, 4 * channels)))
+        return grouped(x.view(-1, rows, columns, x.shape[-1]), self.window)
+
+
+def grouped(x_BRC: torch.Tensor, group: Size) -> torch.Tensor:
+    """A map (B, R, C, channels) as tokens (B, T, channels), one group of rows by columns after the other."""
+    (rows, columns, channels), (high, wide) = x_BRC.shape[1:], group
+    x = x_BRC.reshape(-1, rows // high, high, columns // wide, wide, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, channels)
+
+
+def mapped(x_BTC: torch.Tensor, size: Size, group: Size) -> torch.Tensor:
+    """The inverse of `grouped`."""
+    (rows, columns), (high, wide), channels = size, group, x_BTC.shape[-1]
+    x = x_BTC.view(-1, rows // high, columns // wide, high, wide, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows, columns, channels)
 
 
 def position_bias(table: torch.Tensor, window: Size) -> torch.Tensor:
