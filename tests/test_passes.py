@@ -11,7 +11,8 @@ import pytest
 from onnx_ir.passes import common
 
 from ropevit_export.errors import PassError
-from ropevit_export.passes import apply
+from ropevit_export.passes import apply, edit
+from ropevit_export.passes.merges import ScaleAfterProduct
 from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.precision import POLICIES, RetypeEnds, ToHalf
 from ropevit_export.passes.reshape import StaticReshape
@@ -241,3 +242,65 @@ def test_a_table_stored_twice_is_refused(graph_of: Text) -> None:
         model.graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(table.copy())))
     with pytest.raises(PassError, match="cos_1 and cos_0 are the same tensor stored twice"):
         verify(Graph(model=model, io=IO))
+
+
+MERGE = (
+    HEADER
+    + """
+g (float[2,6,8] image) => (float[2,6,4] logits) <
+  float[8] gain = {1, 2, 0.5, 1, 1, 3, 1, 1}, float[8] shift = {0.5, 0, 0, -1, 0, 0, 2, 0},
+  float[8,4] down_weight = {%s}, int64[4] rows = {2, 3, 2, 4}, int64[3] back = {2, 6, 4}> {
+    norm = LayerNormalization <axis = -1, epsilon = 0.001> (image, gain, shift)
+    product = MatMul (norm, down_weight)
+    pairs = Reshape (product, rows)
+    turned = Transpose <perm = [0, 2, 1, 3]> (pairs)
+    logits = Reshape (turned, back)
+}"""
+)
+
+
+def merge_graph(graph_of: Text) -> tuple[ir.Model, np.ndarray]:
+    weight = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float16)
+    model = graph_of(MERGE % ", ".join(f"{float(each):.8f}" for each in weight.ravel()))
+    common.ShapeInferencePass()(model)
+    ToHalf(POLICIES["fp16"])(model)
+    return model, weight
+
+
+def merged(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """What the merge's graph computes, in float64."""
+    x = image.astype(np.float64)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 0.001)
+    x = x * [1, 2, 0.5, 1, 1, 3, 1, 1] + [0.5, 0, 0, -1, 0, 0, 2, 0]
+    y: np.ndarray = (x @ weight.astype(np.float64)).reshape(2, 3, 2, 4).transpose(0, 2, 1, 3).reshape(2, 6, 4)
+    return y
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1, 30), (1e-3, 0), (2e4, 0)])
+def test_a_merge_scales_after_its_product(graph_of: Text, scale: float, offset: float) -> None:
+    model, weight = merge_graph(graph_of)
+    assert ScaleAfterProduct()(model).modified
+    common.CheckerPass(full_check=True)(model)
+    kinds = [node.op_type for node in model.graph]
+    assert "LayerNormalization" not in kinds
+    assert kinds.count("MatMul") == 1
+    # Inputs near the largest float16 give no larger product.
+    assert np.abs(edit.array_of(model.graph.initializers["down_weight"]).astype(np.float64)).sum(0).max() <= 1
+    image = (np.random.default_rng(1).standard_normal((2, 6, 8)) * scale + offset).astype(np.float16)
+    assert np.isfinite(image).all()
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    ours = session.run(None, {"image": image.astype(np.float32)})[0]
+    theirs = merged(image, weight)
+    np.testing.assert_allclose(ours, theirs, atol=(2e-2 if offset else 5e-3) * np.abs(theirs).max())
+    assert not ScaleAfterProduct()(model).modified
+
+
+def test_a_product_with_a_bias_or_a_norm_with_other_readers_stays(graph_of: Text) -> None:
+    for change in (
+        ("pairs = Reshape (product, rows)", "sum = Add (product, back_bias)\n    pairs = Reshape (sum, rows)"),
+        ("product = MatMul (norm, down_weight)", "twice = Add (norm, norm)\n    product = MatMul (twice, down_weight)"),
+    ):
+        text = MERGE.replace(*change).replace("int64[4] rows", "float[4] back_bias = {1, 1, 1, 1}, int64[4] rows")
+        model = graph_of(text % ", ".join(["1"] * 32))
+        common.ShapeInferencePass()(model)
+        assert not ScaleAfterProduct()(model).modified
