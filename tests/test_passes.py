@@ -12,11 +12,11 @@ from onnx_ir.passes import common
 
 from ropevit_export.errors import PassError
 from ropevit_export.passes import apply, edit
-from ropevit_export.passes.merges import ScaleAfterProduct
 from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.precision import POLICIES, RetypeEnds, ToHalf
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
+from ropevit_export.passes.swin import MeanAfterHead, ScaleAfterProduct
 from ropevit_export.passes.verify import verify
 from ropevit_export.values import Dim, Graph, IoSpec, Resolution
 
@@ -304,3 +304,40 @@ def test_a_product_with_a_bias_or_a_norm_with_other_readers_stays(graph_of: Text
         model = graph_of(text % ", ".join(["1"] * 32))
         common.ShapeInferencePass()(model)
         assert not ScaleAfterProduct()(model).modified
+
+
+HEAD = (
+    HEADER
+    + """
+g (float[2,6,4] image) => (float[2,3] logits) <
+  int64[1] axes = {1}, float[3] head_bias = {1, -2, 3},
+  float[4,3] head_weight = {1, 2, 3, 4, 5, 6, 7, 8, -9, 1, 0, 2}> {
+    mean = ReduceMean <keepdims = 0> (image, axes)
+    logits = Gemm (mean, head_weight, head_bias)
+}"""
+)
+AS_MATMUL = ("logits = Gemm (mean, head_weight, head_bias)",
+             "product = MatMul (mean, head_weight)\n    logits = Add (product, head_bias)")  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [("", ""), AS_MATMUL])
+def test_the_mean_moves_behind_the_head(graph_of: Text, change: tuple[str, str]) -> None:
+    model = graph_of(HEAD.replace(*change))
+    common.ShapeInferencePass()(model)
+    assert MeanAfterHead()(model).modified
+    common.CheckerPass(full_check=True)(model)
+    assert [node.op_type for node in model.graph] == ["Reshape", "MatMul", "Reshape", "Transpose", "ReduceMean", "Add"]
+    image = np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    ours = session.run(["logits"], {"image": image})[0]
+    weight = np.float64([[1, 2, 3], [4, 5, 6], [7, 8, -9], [1, 0, 2]])
+    np.testing.assert_allclose(ours, image.astype(np.float64).mean(1) @ weight + [1, -2, 3], rtol=1e-5, atol=1e-5)
+    assert not MeanAfterHead()(model).modified
+
+
+def test_a_mean_that_something_else_reads_or_without_a_bias_stays(graph_of: Text) -> None:
+    read = HEAD.replace("=> (float[2,3] logits)", "=> (float[2,3] logits, float[2,4] other)")
+    read = read.replace("image, axes)", "image, axes)\n    other = Neg (mean)")
+    plain = HEAD.replace("head_weight, head_bias)", "head_weight)")
+    for text in (read, plain, HEAD.replace("keepdims = 0", "keepdims = 1")):
+        assert not MeanAfterHead()(graph_of(text)).modified

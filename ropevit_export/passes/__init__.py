@@ -16,7 +16,6 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
-from ropevit_export.passes.merges import ScaleAfterProduct
 from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.places import probed, refuse_overflow
 from ropevit_export.passes.precision import POLICIES, RetypeEnds, ToHalf
@@ -24,6 +23,7 @@ from ropevit_export.passes.quantize import Coding, QuantizeGemm, QuantizeLinear,
 from ropevit_export.passes.ranges import balance, calibrate
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
+from ropevit_export.passes.swin import MeanAfterHead, ScaleAfterProduct
 from ropevit_export.passes.verify import verify
 from ropevit_export.values import Graph, PassRecord, Precision
 
@@ -67,7 +67,7 @@ def convert(graph: Graph, precision: Precision, ends: str = "float32") -> Graph:
         return graph
     steps: list[ir.passes.PassBase] = [ToHalf(POLICIES[precision])]
     if precision == "fp16":  # in bfloat16 the convolution stays float32
-        steps += [PatchesToDepth(), ScaleAfterProduct()]
+        steps += [PatchesToDepth(), ScaleAfterProduct(), MeanAfterHead()]
     steps.append(common.DeduplicateHashedInitializersPass())  # rounding can make tensors equal
     graph = _with_ends(apply(graph, steps), ends)
     verify(graph)

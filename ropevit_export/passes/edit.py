@@ -61,5 +61,5 @@ def rename_to(new: ir.Value, old: ir.Value) -> None:
     """`new` takes the place and the name of `old`: ranges go by name."""
     name = old.name
     new.shape = old.shape
-    old.replace_all_uses_with(new)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
     old.name, new.name = f"{name}_before", name

@@ -34,7 +34,7 @@ class Linear:
 
 def linear_layers(model: ir.Model) -> list[Linear]:
     """In order, but for the one whose result is an output. A table that a graph computes from shapes has none."""
-    found = [_linear(node) for node in data_nodes(model.graph)]
+    found = [linear_layer(node) for node in data_nodes(model.graph)]
     return [each for each in found if each is not None and not _is_last(each)]
 
 
@@ -58,7 +58,8 @@ def readers(value: ir.Value, layers: Mapping[ir.Node, Linear]) -> list[Linear]:
     return found
 
 
-def _linear(node: ir.Node) -> Linear | None:
+def linear_layer(node: ir.Node) -> Linear | None:
+    """The layer whose product a node is."""
     if node.op_type not in ("MatMul", "Gemm"):
         return None
     x, weight, *rest = node.inputs
