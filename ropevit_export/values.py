@@ -199,6 +199,11 @@ class ModelSpec:
             for block in range(depth)
         )
 
+    def merges_after(self, index: int) -> bool:
+        """Does a Swin's merge follow that one of `blocks`?"""
+        stages = [stage for _, stage in self.blocks]
+        return index + 1 < len(stages) and stages[index + 1] != stages[index]
+
     def check(self, resolution: Resolution) -> None:
         """Raise unless the size suits the patch or window grid, naming the nearest sizes that do."""
         unit = "patch" if self.family == "deit" else "window grid"

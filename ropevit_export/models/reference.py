@@ -179,11 +179,10 @@ def block_values(model: Reference, spec: ModelSpec, images: FloatArray) -> dict[
         return hook
 
     double = copy.deepcopy(model).double()
-    stages = [stage for _, stage in spec.blocks]
-    for index, (prefix, stage) in enumerate(spec.blocks):
+    for index, (prefix, _) in enumerate(spec.blocks):
         block = double.model.get_submodule(prefix.rstrip("."))
-        ends = stage not in (stages[-1], *stages[index + 1 :])
-        order = (block.input_resolution, (2, 2) if ends else block.window_size) if spec.family == "swin" else ()
+        unit = (2, 2) if spec.merges_after(index) else block.window_size if spec.family == "swin" else ()
+        order = (block.input_resolution, unit) if unit else ()
         block.attn.register_forward_pre_hook(keep(f"blocks.{index}.norm1"))  # in Swin already in windows
         block.norm2.register_forward_pre_hook(keep(f"blocks.{index}.attention", *order))
         block.norm2.register_forward_hook(keep(f"blocks.{index}.norm2", *order))

@@ -37,7 +37,7 @@ class DeploySwin(nn.Module):
         for index, (prefix, stage) in enumerate(spec.blocks):
             size = (rows >> stage, columns >> stage)
             shifted = _is_odd(prefix)
-            ends = stage + 1 < len(spec.dims) and spec.blocks[index + 1][1] != stage
+            ends = spec.merges_after(index)
             block = Block(spec, tensors, prefix, stage=stage, size=size, window=window, shifted=shifted, ends=ends)
             self.blocks.append(block)
             if ends:
