@@ -43,7 +43,7 @@ from ropevit_export.values import (
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Builder, Runner
-    from ropevit_export.passes.quantize import Coding
+    from ropevit_export.passes.codes import Coding
     from ropevit_export.values import Arrays
 
 log = logging.getLogger("ropevit_export")

@@ -14,17 +14,12 @@ import pytest
 from ropevit_export import passes
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.errors import BackendError, PassError
-from ropevit_export.passes import quantize
+from ropevit_export.passes import quantize_cpu
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
+from ropevit_export.passes.codes import Coding, step_and_shift, weight_codes
 from ropevit_export.passes.linear import linear_layers
-from ropevit_export.passes.quantize import (
-    Coding,
-    QuantizeGemm,
-    QuantizeLinear,
-    QuantizeScores,
-    step_and_shift,
-    weight_codes,
-)
+from ropevit_export.passes.quantize import QuantizeLinear
+from ropevit_export.passes.quantize_cpu import QuantizeGemm, QuantizeScores
 from ropevit_export.passes.ranges import Range, balance, calibrate
 from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.export import trace, trace_dynamic
@@ -268,7 +263,7 @@ def test_scores_of_many_tokens_are_in_8_bits_some_heads_at_a_time(
     each = case("rope_mixed_deit_small", "192")
     tokens = 1 + 12 * 12
     if at_a_time is not None:
-        monkeypatch.setattr(quantize, "_SCORE_BYTES", at_a_time * 4 * tokens**2)
+        monkeypatch.setattr(quantize_cpu, "_SCORE_BYTES", at_a_time * 4 * tokens**2)
     both = quantized(each, "int8")
     assert both.onnxruntime is not None
     kinds = optimised_kinds(both.onnxruntime.model, tmp_path)
