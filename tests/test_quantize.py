@@ -19,7 +19,7 @@ from ropevit_export.passes.attention import FuseAttention, FuseRotation
 from ropevit_export.passes.codes import Coding, step_and_shift, weight_codes
 from ropevit_export.passes.linear import linear_layers
 from ropevit_export.passes.quantize import QuantizeLinear
-from ropevit_export.passes.quantize_cpu import QuantizeGemm, QuantizeScores
+from ropevit_export.passes.quantize_cpu import QuantizeRows, QuantizeScores, split_heads
 from ropevit_export.passes.ranges import Range, balance, calibrate
 from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.export import trace, trace_dynamic
@@ -148,10 +148,63 @@ def test_onnxruntime_computes_every_linear_layer_in_8_bits(case: Make, tmp_path:
     both = quantized(each, "int8")
     assert both.onnxruntime is not None
     kinds = optimised_kinds(both.onnxruntime.model, tmp_path)
-    assert kinds.count("QGemm") == 4 * len(each.spec.blocks) + 1
-    assert kinds.count("Gemm") == 1  # the head
+    assert kinds.count("QLinearConv") == 4 * len(each.spec.blocks)  # q, k, v, fc1
+    assert kinds.count("QGemm") == 2 * len(each.spec.blocks)  # proj, fc2
+    assert kinds.count("Gemm") == kinds.count("Conv") == 1  # the head, the patches
     assert kinds.count("Attention") == kinds.count("RotaryEmbedding") - 1 == len(each.spec.blocks)
-    assert not {"DequantizeLinear", "Softmax"} & set(kinds)
+    assert not {"Softmax", "Split", "MatMul"} & set(kinds)
+
+
+@pytest.mark.parametrize("model", ["rope_mixed_deit_small", "deit_small", "swin_rope_mixed_tiny", "swin_tiny"])
+def test_a_layer_for_each_of_q_k_and_v_gives_the_same(case: Make, model: str) -> None:
+    each = case(model, "64")
+    graph = float_graph(each).model
+    theirs, before = infer(graph, each.images[:1]), len(linear_layers(graph))
+    FuseRotation()(graph)
+    ir.passes.common.RemoveUnusedNodesPass()(graph)
+    ranges = calibrate(graph, [{"image": image[None]} for image in each.images])
+    after = split_heads(graph, ranges)
+    np.testing.assert_allclose(infer(graph, each.images[:1]), theirs, atol=1e-5)
+    extra = sum(len(layer.result.uses()) > 0 for layer in linear_layers(graph)) - before
+    blocks = len(each.spec.blocks)
+    assert extra == (2 * blocks if each.spec.family == "swin" else 2 * (blocks - 1) + 1)  # the last block's q is apart
+    measured = calibrate(graph, [{"image": image[None]} for image in each.images])
+    for layer in linear_layers(graph):
+        name = str(layer.result.name)
+        np.testing.assert_allclose(after[name].low, measured[name].low, atol=1e-4)
+        np.testing.assert_allclose(after[name].high, measured[name].high, atol=1e-4)
+    assert set(split_heads(graph, after)) == set(after)
+
+
+@pytest.mark.parametrize("model", ["rope_mixed_deit_small", "swin_rope_axial_tiny"])
+def test_what_is_added_to_the_tokens_does_not_have_8_bits(case: Make, model: str) -> None:
+    made = quantized(case(model, "64"), "int8").onnxruntime
+    assert made is not None
+    for node in (node for node in made.model.graph if node.op_type == "Add"):
+        for value in node.inputs:
+            assert value is not None
+            while (source := value.producer()) is not None and source.op_type in ("Reshape", "Transpose"):
+                value = source.inputs[0]
+                assert value is not None
+            assert source is None or source.op_type != "DequantizeLinear"
+
+
+def test_8_bit_results_follow_their_ranges(case: Make) -> None:
+    each = case("rope_mixed_deit_small", "64")
+    ranges = calibrate(float_graph(each).model, [{"image": image[None]} for image in each.images])
+    results = {str(layer.result.name) for layer in linear_layers(float_graph(each).model)}
+
+    def answer(factor: float) -> np.ndarray:
+        graph = float_graph(each).model
+        scaled = {name: Range(low=one.low * factor, high=one.high * factor) if name in results else one
+                  for name, one in ranges.items()}  # fmt: skip
+        QuantizeRows(split_heads(graph, scaled))(graph)
+        return infer(graph, each.images[:1])
+
+    right = cosine(answer(1), each.theirs[:1])
+    assert right > 0.9995
+    assert cosine(answer(1 / 4), each.theirs[:1]) < 0.99  # clipped
+    assert cosine(answer(8), each.theirs[:1]) < right  # coarse
 
 
 def test_balancing_moves_outliers_and_leaves_numbers(graph_of: Text) -> None:
@@ -221,7 +274,7 @@ def test_quantizing_changes_numbers_little_and_only_once(graph_of: Text, form: s
     image = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     theirs = infer(model, image)
     ranges = calibrate(model, [{"image": image}])
-    step = QuantizeLinear(ranges, "int8") if form == "engines" else QuantizeGemm(ranges)
+    step = QuantizeLinear(ranges, "int8") if form == "engines" else QuantizeRows(ranges)
     assert step(model).modified
     ours = infer(model, image)
     assert cosine(ours, theirs) > 0.999
@@ -233,7 +286,7 @@ def test_quantizing_changes_numbers_little_and_only_once(graph_of: Text, form: s
 def test_both_forms_have_the_same_codes(graph_of: Text) -> None:
     image = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     answers = []
-    for make in (lambda ranges: QuantizeLinear(ranges, "int8"), QuantizeGemm):
+    for make in (lambda ranges: QuantizeLinear(ranges, "int8"), QuantizeRows):
         model = with_shapes(graph_of(PAIR))
         make(calibrate(model, [{"image": image}]))(model)
         answers.append(infer(model, image))

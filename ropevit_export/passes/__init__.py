@@ -21,7 +21,7 @@ from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.places import probed, refuse_overflow
 from ropevit_export.passes.precision import POLICIES, RetypeEnds, ToHalf
 from ropevit_export.passes.quantize import QuantizeLinear
-from ropevit_export.passes.quantize_cpu import QuantizeGemm, QuantizeScores
+from ropevit_export.passes.quantize_cpu import QuantizeRows, QuantizeScores, split_heads
 from ropevit_export.passes.ranges import balance, calibrate
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
@@ -95,7 +95,9 @@ def run_quantized(graph: Graph, coding: Coding, feeds: Iterable[Arrays], ends: s
     fast = None
     if coding == "int8":
         fast = dataclasses.replace(graph, model=_separate(graph.model))
-        fast = apply(fast, [QuantizeGemm(ranges), QuantizeScores(ranges), FuseRotation(), FuseAttention(), *_clean()])
+        fast = apply(fast, [FuseRotation(), common.RemoveUnusedNodesPass()])
+        own = split_heads(fast.model, ranges)
+        fast = apply(fast, [QuantizeRows(own), QuantizeScores(own), FuseAttention(), *_clean()])
         fast = _with_ends(fast, ends)
         verify(fast)
     engines = apply(graph, [ToHalf(POLICIES["fp16"]), PatchesToDepth(), QuantizeLinear(ranges, coding), *_clean()])

@@ -105,11 +105,11 @@ def _rotation(neg: ir.Node) -> _Rotation | None:
 
 def _fuse_rotation(graph: ir.Graph, found: _Rotation) -> None:
     cuts = [node for node, _ in found.turned.uses()]
-    if any(_start_of_heads(node) is None for node in cuts):
+    if any(start_of_heads(node) is None for node in cuts):
         _turn(graph, found, found.turned, found.x)
         return
     origin = found.x.producer()
-    x = origin.inputs[0] if origin is not None and _start_of_heads(origin) == 0 else found.x
+    x = origin.inputs[0] if origin is not None and start_of_heads(origin) == 0 else found.x
     for cut in cuts:
         cut.replace_input_with(0, x)
         _turn(graph, found, cut.outputs[0], cut.outputs[0])
@@ -143,7 +143,7 @@ def _table(graph: ir.Graph, table: ir.Value, extents: tuple[int, int, int]) -> i
     return edit.constant(graph, f"{table.name}_of_{heads}_heads", rows)
 
 
-def _start_of_heads(node: ir.Node) -> int | None:
+def start_of_heads(node: ir.Node) -> int | None:
     """Where a slice of heads (axis 2) starts; None for another node."""
     if node.op_type != "Slice" or len(node.inputs) < 4:
         return None

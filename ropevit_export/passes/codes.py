@@ -6,7 +6,7 @@ Legend: I inputs · O outputs of a layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -33,7 +33,7 @@ class Near:
     def __init__(self, graph: ir.Graph, layer: Linear) -> None:
         self.graph, self.layer = graph, layer
 
-    def put(self, kind: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType, **attributes: int) -> ir.Value:
+    def put(self, kind: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType, **attributes: Any) -> ir.Value:
         made = edit.node(kind, inputs, f"{self.layer.name}_{name}", dtype, **attributes)
         self.graph.insert_before(self.layer.product, made)
         return made.outputs[0]

@@ -12,25 +12,46 @@ import numpy as np
 import onnx_ir as ir
 
 from ropevit_export.passes import edit
-from ropevit_export.passes.attention import Attention, attentions
+from ropevit_export.passes.attention import Attention, attentions, start_of_heads
 from ropevit_export.passes.codes import LARGEST, Near, step_and_shift, weight_codes
 from ropevit_export.passes.linear import Linear, linear_layers
-from ropevit_export.passes.ranges import Ranges
+from ropevit_export.passes.ranges import Range, Ranges
 
 # uint8 codes of the same steps are int8 codes and this.
 _MIDDLE = 128
+# Of what is less, Gelu gives less than any step of its results: 1.3e-4.
+_GELU_ENDS = -4.0
 # Below, 8-bit scores take as long as the Attention operator or longer: measured at 65, 197, 577 and 1025 tokens.
 _FEWEST_TOKENS = 128
 # Of float32 scores at a time: what a core's second cache keeps from the product to Softmax to the next product.
 _SCORE_BYTES = 3 << 20
 
 
-class QuantizeGemm(ir.passes.InPlacePass):
-    """The same codes in the form that ONNX Runtime computes in 8 bits on a CPU: Q/DQ around a Gemm with an int32 bias.
+def split_heads(model: ir.Model, ranges: Ranges) -> dict[str, Range]:
+    """One layer for q, one for k, one for v, in place, instead of one for all; gives the ranges after it.
 
-    From Q/DQ around a MatMul with an Add it makes a Gemm between two reshapes, then finds no DQ beside the Gemm, and
-    computes in float32, slower than without Q/DQ. Around a Gemm that has two axes from the start it makes one kernel
-    (QGemm). Inputs are uint8, with a zero point in place of the shift.
+    8-bit results have one step a layer, and in ONNX Runtime a slice is a copy. Engines want one layer, which reads its
+    input once.
+    """
+    changed = dict(ranges)
+    for layer in linear_layers(model):
+        for name, columns in _split(model.graph, layer).items():
+            if layer.result.name in ranges:
+                changed[name] = ranges[str(layer.result.name)].part(columns)
+    model.graph.sort()
+    return changed
+
+
+class QuantizeRows(ir.passes.InPlacePass):
+    """The codes of `quantize.QuantizeLinear` where ONNX Runtime's CPU kernels compute in 8 bits, on rows: Q/DQ around
+
+    - a convolution of one pixel, whose result has 8 bits too, where that costs little: Gelu and scores have 8-bit codes
+      right behind them, and attention takes the mean of v. Its kernel (QLinearConv, channels last) writes each result
+      once, where that of a Gemm adds up in memory: with its DQ it takes 0.64 to 0.88 of a Gemm's time.
+    - a Gemm with an int32 bias (QGemm), which gives float32, for what is added to the tokens.
+
+    Neither is what ONNX Runtime makes of Q/DQ around a MatMul with an Add: that is a Gemm between two reshapes, which
+    then finds no DQ beside it and computes in float32. Inputs are uint8, with a zero point in place of the shift.
     """
 
     def __init__(self, ranges: Ranges) -> None:
@@ -52,34 +73,48 @@ class QuantizeGemm(ir.passes.InPlacePass):
         bias_scale_O = np.float32(step) * scale_O
         largest = 2**31 - 1
         bias_codes_O = np.clip(np.round(bias_O / bias_scale_O), -largest, largest).astype(np.int32)
+        taken = [edit.constant(graph, f"{layer.x.name}.scale", np.asarray(step, np.float32)),
+                 _zero(graph, _MIDDLE - shift)]  # fmt: skip
+        given = self._steps_of_result(graph, layer)
 
-        rows = edit.integers(graph, [-1, len(weight_IO)])
+        rows = edit.integers(graph, [-1, len(weight_IO)] if given is None else [1, -1, 1, len(weight_IO)])
         x = near.put("Reshape", [layer.x, rows], "rows", single)
-        steps = [
-            edit.constant(graph, f"{layer.name}.input_scale", np.asarray(step, np.float32)),
-            edit.constant(graph, f"zero_{_MIDDLE - shift}", np.asarray(_MIDDLE - shift, np.uint8)),
-        ]
-        x = near.put("QuantizeLinear", [x, *steps], "codes", ir.DataType.UINT8)
-        x = near.put("DequantizeLinear", [x, *steps], "input", single)
-        weight = near.decoded("weight", codes_IO, scale_O, single, axis=1)
+        x = near.put("QuantizeLinear", [x, *taken], "codes", ir.DataType.UINT8)
+        if given is not None:
+            x = near.put("Transpose", [x], "channels_first", ir.DataType.UINT8, perm=[0, 3, 1, 2])
+            codes_IO = codes_IO.T[:, :, None, None]  # (O, I, 1, 1)
+        x = near.put("DequantizeLinear", [x, *taken], "input", single)
+        weight = near.decoded("weight", codes_IO, scale_O, single, axis=1 if given is None else 0)
         bias = near.decoded("bias", bias_codes_O, bias_scale_O, single, axis=0)
-        y = near.put("Gemm", [x, weight, bias], "gemm", single)
-        edit.rename_to(near.put("Reshape", [y, self._extents(graph, layer, near)], "result", single), layer.result)
-        for node in (layer.add, layer.product):
-            if node is not None:
-                graph.remove(node, safe=True)
+        result, replaced = layer.result, [layer.product, *([layer.add] if layer.add is not None else [])]
+        if given is None:
+            y = near.put("Gemm", [x, weight, bias], "gemm", single)
+            y = near.put("Reshape", [y, _extents(graph, result, layer, near)], "result", single)
+        else:
+            while (reshape := _only_reshape(result)) is not None:  # attention wants the codes of v as it reads them
+                result = reshape.outputs[0]
+                replaced.append(reshape)
+            y = near.put("Conv", [x, weight, bias], "conv", single, kernel_shape=[1, 1])
+            y = near.put("QuantizeLinear", [y, *given], "result_codes", ir.DataType.UINT8)
+            y = near.put("Transpose", [y], "channels_last", ir.DataType.UINT8, perm=[0, 2, 3, 1])
+            y = near.put("Reshape", [y, _extents(graph, result, layer, near)], "result_rows", ir.DataType.UINT8)
+            y = near.put("DequantizeLinear", [y, *given], "result", single)
+        edit.rename_to(y, result)
+        for node in reversed(replaced):
+            graph.remove(node, safe=True)
         edit.forget(graph, layer.weight)
         edit.forget(graph, layer.bias)
 
-    @staticmethod
-    def _extents(graph: ir.Graph, layer: Linear, near: Near) -> ir.Value:
-        """What the rows go back to: constant, or computed where more than one extent is the input's."""
-        extents = list(layer.result.shape or ())
-        if extents and sum(not isinstance(each, int) for each in extents) <= 1:
-            return edit.integers(graph, [each if isinstance(each, int) else -1 for each in extents])
-        width = edit.integers(graph, [edit.array_of(layer.weight).shape[1]])
-        before = near.put("Shape", [layer.x], "extents_before", ir.DataType.INT64, end=-1)
-        return near.put("Concat", [before, width], "extents", ir.DataType.INT64, axis=0)
+    def _steps_of_result(self, graph: ir.Graph, layer: Linear) -> list[ir.Value] | None:
+        """Step and zero point of a result that may have 8 bits; None for another one."""
+        kinds = _kinds_of_readers(layer.result)
+        if not kinds or not kinds <= {"Gelu", "attention"} or layer.result.name not in self.ranges:
+            return None
+        low, high = self.ranges[str(layer.result.name)].ends
+        if kinds == {"Gelu"}:
+            low = max(low, _GELU_ENDS)
+        step = np.float32((high - low) / 255 or 1.0)
+        return [edit.constant(graph, f"{layer.name}.result_scale", np.asarray(step)), _zero(graph, round(-low / step))]
 
 
 class QuantizeScores(ir.passes.InPlacePass):
@@ -127,7 +162,11 @@ class QuantizeScores(ir.passes.InPlacePass):
             step = np.float32((max(-low, high) or 1.0) / LARGEST["int8"])
             steps = [edit.constant(graph, f"{name}.{which}_scale", np.asarray(step)),
                      edit.constant(graph, f"zero_{zero.dtype}_{zero}", np.asarray(zero))]  # fmt: skip
-            return put("QuantizeLinear", [x, *steps], f"{which}_codes", ir.DataType.from_numpy(zero.dtype)), steps
+            kind = ir.DataType.from_numpy(zero.dtype)
+            # Before the reshape behind a rotation: ONNX Runtime would put them there as uint8, then decode them again.
+            rows, *shape = _inputs_of_producer(x, "Reshape") or [x]
+            codes = put("QuantizeLinear", [rows, *steps], f"{which}_codes", kind)
+            return put("Reshape", [codes, *shape], f"{which}_heads", kind) if shape else codes, steps
 
         def grouped(x: ir.Value, which: str, order: Sequence[int]) -> Sequence[ir.Value]:
             """(B, T, A, K) with heads first, a value a group."""
@@ -147,10 +186,11 @@ class QuantizeScores(ir.passes.InPlacePass):
         groups = [len(each) for each in np.array_split(np.arange(heads), count)]
         q, q_steps = coded(attention.q, "q", np.uint8(_MIDDLE))  # the CPU kernel's left side has no sign
         k, k_steps = coded(attention.k, "k", np.int8(0))
+        v, *v_steps = _inputs_of_producer(attention.v, "DequantizeLinear") or [attention.v]
         parts = zip(
             grouped(q, "q", [0, 2, 1, 3]),
             grouped(k, "k", [0, 2, 3, 1]),
-            grouped(attention.v, "v", [0, 2, 1, 3]),
+            grouped(v, "v", [0, 2, 1, 3]),
             strict=True,
         )
         mixed = []
@@ -159,6 +199,107 @@ class QuantizeScores(ir.passes.InPlacePass):
                        put("DequantizeLinear", [some_k, *k_steps], f"k_{index}", single)]  # fmt: skip
             scores = put("MatMul", decoded, f"scores_{index}", single)
             shares = put("Softmax", [scores], f"shares_{index}", single, axis=-1)
-            mixed.append(put("MatMul", [shares, some_v], f"mixed_{index}", single))
+            values = put("DequantizeLinear", [some_v, *v_steps], f"v_{index}", single) if v_steps else some_v
+            mixed.append(put("MatMul", [shares, values], f"mixed_{index}", single))
         together = mixed[0] if count == 1 else put("Concat", mixed, "mixed", single, axis=1)
         edit.rename_to(put("Transpose", [together], "by_token", single, perm=[0, 2, 1, 3]), attention.result)
+
+
+def _zero(graph: ir.Graph, code: int) -> ir.Value:
+    """A uint8 zero point."""
+    return edit.constant(graph, f"zero_{code}", np.asarray(code, np.uint8))
+
+
+def _inputs_of_producer(value: ir.Value, kind: str) -> list[ir.Value]:
+    """Of the node that a value comes out of; none of a node of another kind."""
+    node = value.producer()
+    return [each for each in node.inputs if each is not None] if node is not None and node.op_type == kind else []
+
+
+def _extents(graph: ir.Graph, result: ir.Value, layer: Linear, near: Near) -> ir.Value:
+    """What rows go back to: constant, or computed where more than one extent is the input's."""
+    extents = list(result.shape or ())
+    if extents and sum(not isinstance(each, int) for each in extents) <= 1:
+        return edit.integers(graph, [each if isinstance(each, int) else -1 for each in extents])
+    assert result is layer.result
+    width = edit.integers(graph, [edit.array_of(layer.weight).shape[1]])
+    before = near.put("Shape", [layer.x], "extents_before", ir.DataType.INT64, end=-1)
+    return near.put("Concat", [before, width], "extents", ir.DataType.INT64, axis=0)
+
+
+def _only_reshape(value: ir.Value) -> ir.Node | None:
+    """The one node that reads a value, if it is a Reshape to a shape with at most one extent open."""
+    users = [user for user, _ in value.uses()]
+    if len(users) != 1 or users[0].op_type != "Reshape" or value.is_graph_output():
+        return None
+    shape = users[0].outputs[0].shape
+    return users[0] if shape is not None and sum(not isinstance(each, int) for each in shape) <= 1 else None
+
+
+def _kinds_of_readers(value: ir.Value) -> set[str]:
+    """What a value goes to, through reshapes and rotations: operators, or "attention" for one of its products."""
+    if value.is_graph_output():
+        return {"output"}
+    kinds: set[str] = set()
+    for user, index in value.uses():
+        if user.op_type in ("Reshape", "RotaryEmbedding") and index == 0:
+            kinds |= _kinds_of_readers(user.outputs[0])
+        elif user.op_type == "Transpose" and {each.op_type for each, _ in user.outputs[0].uses()} == {"MatMul"}:
+            kinds.add("attention")
+        else:
+            kinds.add(user.op_type)
+    return kinds
+
+
+def _split(graph: ir.Graph, layer: Linear) -> dict[str, slice]:
+    """Put a layer for each slice of heads in the place of one for all; the new results' names and their columns.
+
+    None where something else reads the layer, or where two extents of a slice are open.
+    """
+    reshapes, heads = [], layer.result
+    while (reshape := _only_reshape(heads)) is not None:
+        reshapes.append(reshape)
+        heads = reshape.outputs[0]
+    columns = {user: _columns(user) for user, _ in heads.uses()}
+    found = {user: each for user, each in columns.items() if each is not None}
+    if not found or len(found) < len(columns) or heads.is_graph_output():
+        return {}
+    made = {}
+    for cut, taken in found.items():
+        result = _part(graph, layer, f"{layer.name}.{start_of_heads(cut)}", taken)
+        old = cut.outputs[0]
+        target = edit.integers(graph, [extent if isinstance(extent, int) else -1 for extent in old.shape or ()])
+        last = edit.node("Reshape", [result, target], f"{result.name}_heads", old.dtype)
+        graph.append(last)
+        edit.rename_to(last.outputs[0], old)
+        made[str(result.name)] = taken
+    for node in (*found, *reversed(reshapes), *([layer.add] if layer.add is not None else []), layer.product):
+        graph.remove(node, safe=True)
+    edit.forget(graph, layer.weight)
+    edit.forget(graph, layer.bias)
+    return made
+
+
+def _part(graph: ir.Graph, layer: Linear, name: str, columns: slice) -> ir.Value:
+    """The result of a layer that has some of another one's columns."""
+    weight = edit.constant(graph, f"{name}.weight", edit.array_of(layer.weight)[:, columns])
+    nodes = [edit.node("MatMul", [layer.x, weight], name, layer.x.dtype)]
+    if layer.bias is not None:
+        bias = edit.constant(graph, f"{name}.bias", edit.array_of(layer.bias)[columns])
+        nodes.append(edit.node("Add", [nodes[0].outputs[0], bias], f"{name}_biased", layer.x.dtype))
+    for node in nodes:
+        graph.append(node)
+    result = nodes[-1].outputs[0]
+    result.shape = ir.Shape([*list(layer.result.shape or ())[:-1], columns.stop - columns.start])
+    return result
+
+
+def _columns(node: ir.Node) -> slice | None:
+    """Which of A·K columns a Slice of (B, T, A, K) by heads takes; None for another node, or with two extents open."""
+    start, shape = start_of_heads(node), node.outputs[0].shape
+    if start is None or shape is None or len(shape) != 4 or sum(not isinstance(each, int) for each in shape) > 1:
+        return None
+    heads, width = shape[2], shape[3]
+    if not isinstance(heads, int) or not isinstance(width, int):
+        return None
+    return slice(start * width, (start + heads) * width)
