@@ -84,12 +84,12 @@ def _result(model: ir.Model, *, modified: bool) -> ir.passes.PassResult:
 
 def _rotation(neg: ir.Node) -> _Rotation | None:
     """Reshape to pairs, Split, Neg, Concat, Mul, Mul, Add, Reshape, from the Neg in the middle."""
-    split = _producer(neg.inputs[0], "Split")
+    split = edit.producer(neg.inputs[0], "Split")
     concat = _only_user(neg, "Concat")
     sines = _only_user(concat, "Mul")
     add = _only_user(sines, "Add")
     last = _only_user(add, "Reshape")
-    first = None if split is None else _producer(split.inputs[0], "Reshape")
+    first = None if split is None else edit.producer(split.inputs[0], "Reshape")
     if sines is None or add is None or last is None or first is None or split is None:
         return None
     cosines = next((node for node in add.predecessors() if node is not sines), None)
@@ -154,12 +154,12 @@ def start_of_heads(node: ir.Node) -> int | None:
 
 
 def _attention(softmax: ir.Node) -> Attention | None:
-    scores, mixed = _producer(softmax.inputs[0], "MatMul"), _only_user(softmax, "MatMul")
+    scores, mixed = edit.producer(softmax.inputs[0], "MatMul"), _only_user(softmax, "MatMul")
     back = _only_user(mixed, "Transpose")
     last = _only_user(back, "Reshape")
     if scores is None or mixed is None or back is None or last is None or _order(back) != [0, 2, 1, 3]:
         return None
-    sources = [_producer(value, "Transpose") for value in (*scores.inputs, mixed.inputs[1])]
+    sources = [edit.producer(value, "Transpose") for value in (*scores.inputs, mixed.inputs[1])]
     if [_order(node) for node in sources] != [[0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]]:
         return None
     q, k, v = (None if node is None else node.inputs[0] for node in sources)
@@ -189,13 +189,7 @@ def _fuse_attention(graph: ir.Graph, found: Attention) -> None:
 
 
 def _only_user(node: ir.Node | None, kind: str) -> ir.Node | None:
-    users = [] if node is None else [user for user, _ in node.outputs[0].uses()]
-    return users[0] if len(users) == 1 and users[0].op_type == kind else None
-
-
-def _producer(value: ir.Value | None, kind: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == kind else None
+    return None if node is None else edit.only_user(node.outputs[0], kind)
 
 
 def _order(node: ir.Node | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""Nodes and constants that passes add to a graph."""
+"""Nodes and constants that passes find in a graph and add to it."""
 
 from __future__ import annotations
 
@@ -49,6 +49,18 @@ def array_of(value: ir.Value) -> Array:
     assert value.const_value is not None
     array: Array = value.const_value.numpy()
     return array
+
+
+def producer(value: ir.Value | None, kind: str) -> ir.Node | None:
+    """The node that a value comes out of, if it is of a kind."""
+    found = None if value is None else value.producer()
+    return found if found is not None and found.op_type == kind else None
+
+
+def only_user(value: ir.Value, kind: str | None = None) -> ir.Node | None:
+    """The node that reads a value, if it is the only one and of a kind."""
+    users = [user for user, _ in value.uses()]
+    return users[0] if len(users) == 1 and kind in (None, users[0].op_type) else None
 
 
 def forget(graph: ir.Graph, value: ir.Value | None) -> None:

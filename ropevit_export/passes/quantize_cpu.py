@@ -212,8 +212,8 @@ def _zero(graph: ir.Graph, code: int) -> ir.Value:
 
 def _inputs_of_producer(value: ir.Value, kind: str) -> list[ir.Value]:
     """Of the node that a value comes out of; none of a node of another kind."""
-    node = value.producer()
-    return [each for each in node.inputs if each is not None] if node is not None and node.op_type == kind else []
+    node = edit.producer(value, kind)
+    return [] if node is None else [each for each in node.inputs if each is not None]
 
 
 def _extents(graph: ir.Graph, result: ir.Value, layer: Linear, near: Near) -> ir.Value:
@@ -229,11 +229,11 @@ def _extents(graph: ir.Graph, result: ir.Value, layer: Linear, near: Near) -> ir
 
 def _only_reshape(value: ir.Value) -> ir.Node | None:
     """The one node that reads a value, if it is a Reshape to a shape with at most one extent open."""
-    users = [user for user, _ in value.uses()]
-    if len(users) != 1 or users[0].op_type != "Reshape" or value.is_graph_output():
+    reshape = edit.only_user(value, "Reshape")
+    if reshape is None or value.is_graph_output():
         return None
-    shape = users[0].outputs[0].shape
-    return users[0] if shape is not None and sum(not isinstance(each, int) for each in shape) <= 1 else None
+    shape = reshape.outputs[0].shape
+    return reshape if shape is not None and sum(not isinstance(each, int) for each in shape) <= 1 else None
 
 
 def _kinds_of_readers(value: ir.Value) -> set[str]:

@@ -53,7 +53,7 @@ class MeanAfterHead(ir.passes.InPlacePass):
 
 
 def _head_first(graph: ir.Graph, mean: ir.Node) -> bool:
-    x, user = mean.inputs[0], _only_user(mean.outputs[0])
+    x, user = mean.inputs[0], edit.only_user(mean.outputs[0])
     head = None if user is None else linear_layer(user)
     if x is None or x.shape is None or len(x.shape) != 3 or head is None or head.bias is None:
         return False
@@ -103,15 +103,10 @@ def _merge(layer: Linear) -> _Merge | None:
         return None
     moves: list[ir.Node] = []
     result = product.outputs[0]
-    while (user := _only_user(result)) is not None and _moves_tokens(user, outputs):
+    while (user := edit.only_user(result)) is not None and _moves_tokens(user, outputs):
         moves.append(user)
         result = user.outputs[0]
     return _Merge(norm=norm, layer=layer, moves=tuple(moves), result=result)
-
-
-def _only_user(value: ir.Value) -> ir.Node | None:
-    users = [user for user, _ in value.uses()]
-    return users[0] if len(users) == 1 else None
 
 
 def _moves_tokens(node: ir.Node, channels: int) -> bool:
