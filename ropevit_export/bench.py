@@ -1,8 +1,9 @@
 """`bench`: bundles in turn with one another and with what a user would run otherwise.
 
-Every contender has a process of its own, because thread pools go on spinning after a run and would slow the next one.
-In each round all of them take a turn, in a new order, so that a machine that slows down slows them all. A turn is two
-runs: the first finds other contenders' data in the caches, the second is timed.
+Every contender has a process of its own, whose turn ends when its threads are idle: thread pools go on spinning after a
+run (ONNX Runtime's for 50 ms) and would slow the next one. In each round all of them take a turn, in a new order, so
+that a machine that slows down slows them all. A turn is two runs: the first finds other contenders' data in the caches,
+the second is timed.
 """
 
 from __future__ import annotations
@@ -289,7 +290,19 @@ def _answer(contender: Contender, size: Resolution, batch: int, pipe: Connection
         run()
         start = time.perf_counter()
         run()
-        pipe.send((time.perf_counter() - start) * 1000)
+        seconds = time.perf_counter() - start
+        _wait_until_idle()
+        pipe.send(seconds * 1000)
+
+
+def _wait_until_idle() -> None:
+    """Until this process's threads use less than half a core; a second at most."""
+    pause, pauses = 0.02, 50
+    for _ in range(pauses):
+        used = time.process_time()
+        time.sleep(pause)
+        if time.process_time() - used < pause / 2:
+            return
 
 
 def _prepare(contender: Contender, size: Resolution, batch: int) -> tuple[str, Run]:

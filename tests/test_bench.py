@@ -221,6 +221,17 @@ def test_all_take_a_turn_in_every_round_and_warm_up_is_not_timed(monkeypatch: py
     assert [each.milliseconds for each in result.timings] == [tuple(float(first + turn) for turn in range(8))] * 3
 
 
+def test_a_turn_ends_when_threads_have_stopped_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, busy = [0.0], 0.05
+    monkeypatch.setattr(bench.time, "sleep", lambda seconds: clock.append(clock[-1] + seconds))
+    monkeypatch.setattr(bench.time, "process_time", lambda: min(clock[-1], busy))
+    bench._wait_until_idle()
+    assert busy < clock[-1] <= busy + 2 * 0.02
+    busy = float("inf")
+    bench._wait_until_idle()
+    assert clock[-1] < 2  # it gives up
+
+
 def test_on_a_gpu_copies_are_included_and_its_clocks_are_taken_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_Worker", CountingWorker)
     monkeypatch.setattr(machine, "gpus", lambda: ([{"name": "NVIDIA H100", "clocks_sm_mhz": 1980.0}], ""))
