@@ -1,9 +1,7 @@
 """`bench`: bundles in turn with one another and with what a user would run otherwise.
 
-Every contender has a process of its own, whose turn ends when its threads are idle: thread pools go on spinning after a
-run (ONNX Runtime's for 50 ms) and would slow the next one. In each round all of them take a turn, in a new order, so
-that a machine that slows down slows them all. A turn is two runs: the first finds other contenders' data in the caches,
-the second is timed.
+Every contender has a process of its own. In each round all of them take a turn, in a new order, so that a machine that
+slows down slows them all.
 """
 
 from __future__ import annotations
@@ -287,12 +285,21 @@ def _answer(contender: Contender, size: Resolution, batch: int, pipe: Connection
         if asked == "peak":
             pipe.send(_peak_mb())
             continue
-        run()
-        start = time.perf_counter()
-        run()
-        seconds = time.perf_counter() - start
-        _wait_until_idle()
-        pipe.send(seconds * 1000)
+        pipe.send(turn(run))
+
+
+def turn(run: Run) -> float:
+    """Milliseconds of the second of two runs: the first finds other contenders' data in the caches.
+
+    Comes back when this process's threads are idle: pools go on spinning after a run (ONNX Runtime's for 50 ms), and
+    would slow whoever is next.
+    """
+    run()
+    start = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    _wait_until_idle()
+    return seconds * 1000
 
 
 def _wait_until_idle() -> None:
