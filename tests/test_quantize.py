@@ -11,7 +11,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from ropevit_export import passes
+from ropevit_export import machine, passes
+from ropevit_export.backends.onnxruntime import OnnxRuntime
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.errors import BackendError, PassError
 from ropevit_export.passes import quantize_cpu
@@ -153,6 +154,23 @@ def test_onnxruntime_computes_every_linear_layer_in_8_bits(case: Make, tmp_path:
     assert kinds.count("Gemm") == kinds.count("Conv") == 1  # the head, the patches
     assert kinds.count("Attention") == kinds.count("RotaryEmbedding") - 1 == len(each.spec.blocks)
     assert not {"Softmax", "Split", "MatMul"} & set(kinds)
+
+
+def test_weights_are_uint8_where_sums_would_be_cut(case: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = case("rope_mixed_deit_small", "192")
+    both = quantized(each, "int8")
+    assert both.onnxruntime is not None
+    for number, graph in enumerate((both.engines, both.onnxruntime)):
+        path = tmp_path / f"{number}.onnx"
+        ir.save(graph.model, path)
+        answers = []
+        for features in (["avx2", "avx512_vnni"], ["avx2"], ["asimddp"]):
+            monkeypatch.setattr(machine, "cpu_features", lambda features=features: features)
+            session = OnnxRuntime(path, precision="int8")
+            assert session.describe.endswith(", as uint8 for want of VNNI") == (features == ["avx2"])
+            answers.append(session.run({"image": each.images[:1]}, "logits"))
+        assert np.array_equal(answers[0], answers[2])
+        assert cosine(answers[1], answers[0]) > 0.999  # with VNNI the same; without, the others are cut
 
 
 @pytest.mark.parametrize("model", ["rope_mixed_deit_small", "deit_small", "swin_rope_mixed_tiny", "swin_tiny"])

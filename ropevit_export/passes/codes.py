@@ -39,10 +39,11 @@ class Near:
         return made.outputs[0]
 
     def decoded(self, name: str, codes: Array, scale_O: Array, dtype: ir.DataType, *, axis: int) -> ir.Value:
-        """Constant codes behind a DQ."""
-        kind, graph, stem = codes.dtype, self.graph, f"{self.layer.name}.{name}"
-        zeros = edit.constant(graph, f"zeros_{kind}_{len(scale_O)}", np.zeros(len(scale_O), kind))
-        parts = [edit.constant(graph, f"{stem}_codes", codes), edit.constant(graph, f"{stem}_scale", scale_O), zeros]
+        """Constant codes behind a DQ, with zero points of their own: shared ones ONNX Runtime fails to make uint8, as
+        `session.x64quantprecision` asks it to.
+        """
+        named = {"codes": codes, "scale": scale_O, "zeros": np.zeros(len(scale_O), codes.dtype)}
+        parts = [edit.constant(self.graph, f"{self.layer.name}.{name}_{part}", array) for part, array in named.items()]
         return self.put("DequantizeLinear", parts, name, dtype, axis=axis)
 
 
