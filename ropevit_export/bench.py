@@ -1,7 +1,7 @@
 """`bench`: bundles in turn with one another and with what a user would run otherwise.
 
-Every contender has a process of its own. In each round all of them take a turn, in a new order, so that a machine that
-slows down slows them all.
+Every contender has a process of its own: threads, memory and its peak. In each round all of them take a turn, in a new
+order, so that a machine that slows down slows them all.
 """
 
 from __future__ import annotations
