@@ -225,10 +225,10 @@ def test_a_turn_ends_when_threads_have_stopped_spinning(monkeypatch: pytest.Monk
     clock, busy = [0.0], 0.05
     monkeypatch.setattr(bench.time, "sleep", lambda seconds: clock.append(clock[-1] + seconds))
     monkeypatch.setattr(bench.time, "process_time", lambda: min(clock[-1], busy))
-    bench._wait_until_idle()
+    bench.turn(lambda: None)
     assert busy < clock[-1] <= busy + 2 * 0.02
     busy = float("inf")
-    bench._wait_until_idle()
+    bench.turn(lambda: None)
     assert clock[-1] < 2  # it gives up
 
 

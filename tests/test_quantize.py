@@ -167,7 +167,7 @@ def test_weights_are_uint8_where_sums_would_be_cut(case: Make, tmp_path: Path, m
         for features in (["avx2", "avx512_vnni"], ["avx2"], ["asimddp"]):
             monkeypatch.setattr(machine, "cpu_features", lambda features=features: features)
             session = OnnxRuntime(path, precision="int8")
-            assert session.describe.endswith(", as uint8 for want of VNNI") == (features == ["avx2"])
+            assert session.describe.endswith(", weights as uint8 for want of VNNI") == (features == ["avx2"])
             answers.append(session.run({"image": each.images[:1]}, "logits"))
         assert np.array_equal(answers[0], answers[2])
         assert cosine(answers[1], answers[0]) > 0.999  # with VNNI the same; without, the others are cut

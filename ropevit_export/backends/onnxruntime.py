@@ -78,8 +78,8 @@ class OnnxRuntime:
         if not optimise or precision == "fp8":  # whose operators it has, but does not fuse
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
-        self._exact = precision == "int8" and self._providers == (CPU,) and machine.cuts_8_bit_sums()
-        if self._exact:  # weights as uint8, whose kernels are slower
+        self._as_uint8 = precision == "int8" and self._providers == (CPU,) and machine.cuts_8_bit_sums()
+        if self._as_uint8:  # weights, whose sums are then exact, and slower; not attention's scores
             options.add_session_config_entry("session.x64quantprecision", "1")
         if self._providers == (CPU,):
             self._session = _session(onnxruntime, model, options, self._providers)
@@ -116,7 +116,7 @@ class OnnxRuntime:
 
     def _computed(self) -> str:
         if self._precision in ("int8", "fp8"):
-            return f"{self._precision} linear layers{', as uint8 for want of VNNI' if self._exact else ''}"
+            return f"{self._precision} linear layers{', weights as uint8 for want of VNNI' if self._as_uint8 else ''}"
         if self._precision != "fp32" and set(self._providers) <= {CPU, "OpenVINOExecutionProvider"}:
             return f"{self._precision} weights and values, computed mostly in float32: no proof against overflow"
         if self._precision != "fp32":

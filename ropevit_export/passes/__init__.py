@@ -100,6 +100,7 @@ def run_quantized(graph: Graph, coding: Coding, feeds: Iterable[Arrays], ends: s
         fast = apply(fast, [QuantizeRows(own), QuantizeScores(own), FuseAttention(), common.RemoveUnusedNodesPass()])
         fast = _with_ends(fast, ends)
         verify(fast)
+    # Equal tensors become one before 8-bit weights are there: those keep zero points of their own (`codes.Near`).
     engines = apply(graph, [ToHalf(POLICIES["fp16"]), PatchesToDepth(), *_clean(), QuantizeLinear(ranges, coding)])
     engines = _with_ends(engines, ends)
     verify(engines)
