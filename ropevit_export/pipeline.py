@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ropevit_export import calibration, census, images
 from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, staging
-from ropevit_export.digest import sha256
 from ropevit_export.errors import BackendError, BundleError, ParityError, UsageError
-from ropevit_export.inspect import fusion
+from ropevit_export.images import calibration
+from ropevit_export.images.files import BUILT_IN
+from ropevit_export.images.preprocess import in_format, normalise
+from ropevit_export.inspect import census, fusion
+from ropevit_export.machine.files import sha256
 from ropevit_export.parity import compare, samples
 from ropevit_export.parity.tolerance import TOLERANCES, Tolerance
-from ropevit_export.preprocess import in_format, normalise
 from ropevit_export.rope import inputs
 from ropevit_export.values import (
     DTYPES,
@@ -43,7 +44,7 @@ from ropevit_export.values import (
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Builder, Runner
-    from ropevit_export.passes.codes import Coding
+    from ropevit_export.passes.quantize.codes import Coding
     from ropevit_export.values import Arrays
 
 log = logging.getLogger("ropevit_export")
@@ -584,7 +585,7 @@ def _engine_spec(request: Request, maker: Builder, io: IoSpec) -> EngineSpec:
 
 def _source(request: Request) -> str:
     """Where calibration images came from, by name: a bundle says nothing about the machine it was made on."""
-    return Path(request.calib or "").resolve().name if request.calib != images.BUILT_IN else "the packaged digits"
+    return Path(request.calib or "").resolve().name if request.calib != BUILT_IN else "the packaged digits"
 
 
 def _learned(weights: Weights) -> dict[str, np.ndarray]:

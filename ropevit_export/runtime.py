@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ropevit_export.backends.select import ENGINES, runner
 from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BundleError, InputError
-from ropevit_export.preprocess import crop, in_format, normalise
+from ropevit_export.images.preprocess import crop, in_format, normalise
 from ropevit_export.rope import inputs
 from ropevit_export.values import Preprocess, Resolution
 

@@ -15,17 +15,17 @@ import pytest
 import torch
 
 from ropevit_export import cli
+from ropevit_export.images.preprocess import normalise
 from ropevit_export.models import reference
 from ropevit_export.models.adopt import adopt
 from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.resize import resize
 from ropevit_export.models.zoo import find_model
 from ropevit_export.parity import samples
-from ropevit_export.preprocess import normalise
 from ropevit_export.rope.tables import block_tables
-from ropevit_export.trace.deit import DeployDeit
 from ropevit_export.trace.positions import TableBank
 from ropevit_export.trace.swin import DeploySwin
+from ropevit_export.trace.vit import DeployVit
 from ropevit_export.values import Dim, IoSpec, ModelSpec, Output, Request, Resolution, Weights
 
 Array = npt.NDArray[np.float32]
@@ -54,7 +54,7 @@ class Case:
         """Logits of the folded module; `changes` replace what it is built from, to build a wrong one."""
         given = {"weights": self.sized, "tables": block_tables(self.spec, self.learned, self.resolution)} | changes
         bank = None if given["tables"] is None else TableBank(given["tables"])  # type: ignore[arg-type]
-        form = DeployDeit if self.spec.family == "deit" else DeploySwin
+        form = DeployVit if self.spec.family == "deit" else DeploySwin
         module = form(self.spec, given["weights"], bank, self.io()).eval()  # type: ignore[arg-type]
         with torch.inference_mode():
             out: Array = torch.cat([module(torch.from_numpy(image[None])) for image in self.images]).numpy()

@@ -15,12 +15,12 @@ STAGES = ("checkpoint", "models", "rope", "trace", "passes", "backends", "parity
 OWNERS = {
     "torch": ("checkpoint", "models", "trace"),
     "timm": ("models",),
-    "onnxruntime": ("backends/onnxruntime.py", "passes/ranges.py"),  # calibration runs the float32 graph
+    "onnxruntime": ("backends/onnxruntime.py", "passes/quantize/ranges.py"),  # calibration runs the float32 graph
     "openvino": ("backends/openvino.py",),
     "tensorrt_rtx": ("backends/tensorrt_rtx.py",),
     "cuda": ("backends/engine_runner.py",),
     "tensorrt": ("backends/",),
-    "matplotlib": ("plot.py",),
+    "matplotlib": ("verbs/plot.py",),
     "onnxsim": ("passes/simplify.py",),
     "huggingface_hub": ("checkpoint/hub.py",),
 }

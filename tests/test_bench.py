@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from ropevit_export import bench, cli, machine, plot
+from ropevit_export import cli
 from ropevit_export.backends.select import BUILDERS, RUNNERS
-from ropevit_export.bench import Contender, Timing, contenders
 from ropevit_export.bundle import manifest
 from ropevit_export.cli import options
 from ropevit_export.errors import BackendError, TraceError, UsageError
+from ropevit_export.machine import hardware
 from ropevit_export.models import reference
 from ropevit_export.trace.export import export_plain
 from ropevit_export.values import EngineSpec, Plan, Weights
+from ropevit_export.verbs import bench, plot
+from ropevit_export.verbs.bench import Contender, Timing, contenders
 from tests.conftest import Case
 
 HERE = Path("bundles")
@@ -234,7 +236,7 @@ def test_a_turn_ends_when_threads_have_stopped_spinning(monkeypatch: pytest.Monk
 
 def test_on_a_gpu_copies_are_included_and_its_clocks_are_taken_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_Worker", CountingWorker)
-    monkeypatch.setattr(machine, "gpus", lambda: ([{"name": "NVIDIA H100", "clocks_sm_mhz": 1980.0}], ""))
+    monkeypatch.setattr(hardware, "gpus", lambda: ([{"name": "NVIDIA H100", "clocks_sm_mhz": 1980.0}], ""))
     entered = contenders([HERE / "a"], ["eager"], ["onnxruntime-cuda", "onnxruntime"])
     result = bench.bench(entered, resolution=bench.Resolution.parse("32"), batches=(1, 4), rounds=1)
     assert {each.contender: each.transfers for each in result.timings} == {

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from ropevit_export import census, passes
+from ropevit_export import passes
 from ropevit_export.bundle import onnx_file
 from ropevit_export.errors import BackendError
+from ropevit_export.inspect import census
 from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.export import trace
 from ropevit_export.values import Precision

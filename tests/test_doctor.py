@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ropevit_export import cli, doctor, machine
+from ropevit_export import cli
+from ropevit_export.machine import hardware
+from ropevit_export.verbs import doctor
 
 QUICK = [("runs", "onnxruntime"), ("runs", "onnxruntime-openvino"), ("runs", "openvino")]
 
@@ -107,7 +109,7 @@ def nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> No
 def test_a_gpu_is_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = "NVIDIA H100 80GB HBM3, 580.105.08, 9.0, 81559, 345, 2619, 1980, [N/A]"
     nvidia_smi(tmp_path, monkeypatch, f"echo '{row}'")
-    (gpu,), why = machine.gpus()
+    (gpu,), why = hardware.gpus()
     assert why == ""
     assert gpu == {
         "name": "NVIDIA H100 80GB HBM3",
@@ -123,6 +125,6 @@ def test_a_gpu_is_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_without_a_working_nvidia_smi_there_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvidia_smi(tmp_path, monkeypatch, "echo 'Failed to initialize NVML: Driver mismatch'; exit 18")
-    assert machine.gpus() == ([], "nvidia-smi fails: Failed to initialize NVML: Driver mismatch")
+    assert hardware.gpus() == ([], "nvidia-smi fails: Failed to initialize NVML: Driver mismatch")
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    assert machine.gpus() == ([], "no nvidia-smi: there is no NVIDIA driver")
+    assert hardware.gpus() == ([], "no nvidia-smi: there is no NVIDIA driver")

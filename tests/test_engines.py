@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from ropevit_export import cli, export, find_model
-from ropevit_export.backends import cache, gpu, layer_report
-from ropevit_export.backends.gpu import Gpu
+from ropevit_export.backends import cache, layer_report
 from ropevit_export.backends.onnxruntime import OnnxRuntime
 from ropevit_export.backends.openvino import OpenVinoBuilder
 from ropevit_export.backends.select import builders
@@ -25,6 +24,8 @@ from ropevit_export.backends.tensorrt import TensorRt
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BackendError, UsageError
+from ropevit_export.machine import gpu
+from ropevit_export.machine.gpu import Gpu
 from ropevit_export.values import EngineOptions, EngineSpec, Plan, Precision, Profile, Request, Resolution, TimingCache
 from tests.fakes import tensorrt as fake
 

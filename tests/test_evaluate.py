@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ropevit_export import cli, evaluate
+from ropevit_export import cli
 from ropevit_export.checkpoint.source import PACKAGED
 from ropevit_export.errors import InputError
-from ropevit_export.evaluate import labelled, published
 from ropevit_export.values import Resolution
+from ropevit_export.verbs import evaluate
+from ropevit_export.verbs.evaluate import labelled, published
 
 Run = Callable[..., tuple[int, str, str]]
 DIGITS = ("--model", "rope_mixed_deit_digits", "--engine", "none", "-q")

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from ropevit_export import bench, doctor, machine
 from ropevit_export.backends.select import BUILDERS, ENGINES
 from ropevit_export.errors import BackendError
+from ropevit_export.machine import hardware
+from ropevit_export.verbs import bench, doctor
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_acceptance"
 
@@ -40,7 +41,7 @@ def step(acceptance: ModuleType, folder: Path, **changes: str) -> Any:
 
 def usable(does: str, name: str) -> None:
     """Skip, by a sentence, what this machine can't do."""
-    gpus, why = machine.gpus()
+    gpus, why = hardware.gpus()
     if not gpus:
         pytest.skip(why)
     tried = doctor.tried(does, name)
@@ -57,7 +58,7 @@ def test_engines_give_pytorchs_answers_with_fused_attention(
 ) -> None:
     usable("runs", backend)
     usable("builds", backend)
-    target = str(machine.gpus()[0][0]["compute_cap"]).replace(".", "")
+    target = str(hardware.gpus()[0][0]["compute_cap"]).replace(".", "")
     if target not in BUILDERS[backend]().all_targets or int(target) < acceptance.SINCE.get(precision, 0):
         pytest.skip(f"{backend} builds no {precision} for SM {target}")
     found = acceptance.build(step(acceptance, tmp_path, backend=backend, model=model, precision=precision, size="128"))
@@ -87,7 +88,7 @@ def test_peers_run_on_the_gpu(acceptance: ModuleType, tmp_path: Path) -> None:
 def test_without_a_gpu_the_script_says_so_and_that_is_no_failure(
     acceptance: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: ([], "no nvidia-smi: there is no NVIDIA driver"))
+    monkeypatch.setattr(hardware, "gpus", lambda: ([], "no nvidia-smi: there is no NVIDIA driver"))
     monkeypatch.setattr("sys.argv", ["gpu_acceptance", "--out", str(tmp_path / "out.json")])
     assert acceptance.main() == 0
     said = capsys.readouterr().out

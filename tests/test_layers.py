@@ -12,7 +12,7 @@ import pytest
 
 from ropevit_export import cli
 from ropevit_export.errors import InputError
-from ropevit_export.layers import LayerError, by_layer, first_jump
+from ropevit_export.verbs.by_layer import LayerError, by_layer, first_jump
 
 OPTIONS = ("--weights", "random", "--engine", "none", "-q")
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from ropevit_export import cli, matrix, pipeline
+from ropevit_export import cli, pipeline
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BundleError
 from ropevit_export.models.zoo import find_model
 from ropevit_export.values import Request, Resolution
+from ropevit_export.verbs import matrix
 
 DIGITS = ("--model", "rope_mixed_deit_digits", "--engine", "none")
 NAMES = ["rope_mixed_deit_digits-32-fp32", "rope_mixed_deit_digits-48-fp32"]

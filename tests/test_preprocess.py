@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
+from ropevit_export.images.preprocess import crop, normalise
 from ropevit_export.models.zoo import find_model
 from ropevit_export.parity.samples import PHOTOS
-from ropevit_export.preprocess import crop, normalise
 from ropevit_export.values import Request, Resolution
 
 

@@ -11,17 +11,18 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from ropevit_export import machine, passes
+from ropevit_export import passes
 from ropevit_export.backends.onnxruntime import OnnxRuntime
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.errors import BackendError, PassError
-from ropevit_export.passes import quantize_cpu
+from ropevit_export.machine import hardware
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
-from ropevit_export.passes.codes import Coding, step_and_shift, weight_codes
 from ropevit_export.passes.linear import linear_layers
-from ropevit_export.passes.quantize import QuantizeLinear
-from ropevit_export.passes.quantize_cpu import QuantizeRows, QuantizeScores, split_heads
-from ropevit_export.passes.ranges import Range, balance, calibrate
+from ropevit_export.passes.quantize import cpu
+from ropevit_export.passes.quantize.codes import Coding, step_and_shift, weight_codes
+from ropevit_export.passes.quantize.cpu import QuantizeRows, QuantizeScores, split_heads
+from ropevit_export.passes.quantize.engines import QuantizeLinear
+from ropevit_export.passes.quantize.ranges import Range, balance, calibrate
 from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.export import trace, trace_dynamic
 from ropevit_export.values import Dim, EngineSpec, Graph, IoSpec, Plan, Resolution
@@ -165,7 +166,7 @@ def test_weights_are_uint8_where_sums_would_be_cut(case: Make, tmp_path: Path, m
         ir.save(graph.model, path)
         answers = []
         for features in (["avx2", "avx512_vnni"], ["avx2"], ["asimddp"]):
-            monkeypatch.setattr(machine, "cpu_features", lambda features=features: features)
+            monkeypatch.setattr(hardware, "cpu_features", lambda features=features: features)
             session = OnnxRuntime(path, precision="int8")
             assert session.describe.endswith(", weights as uint8 for want of VNNI") == (features == ["avx2"])
             answers.append(session.run({"image": each.images[:1]}, "logits"))
@@ -334,7 +335,7 @@ def test_scores_of_many_tokens_are_in_8_bits_some_heads_at_a_time(
     each = case("rope_mixed_deit_small", "192")
     tokens = 1 + 12 * 12
     if at_a_time is not None:
-        monkeypatch.setattr(quantize_cpu, "_SCORE_BYTES", at_a_time * 4 * tokens**2)
+        monkeypatch.setattr(cpu, "_SCORE_BYTES", at_a_time * 4 * tokens**2)
     both = quantized(each, "int8")
     assert both.onnxruntime is not None
     kinds = optimised_kinds(both.onnxruntime.model, tmp_path)

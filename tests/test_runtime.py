@@ -11,8 +11,8 @@ from PIL import Image
 
 from ropevit_export import cli
 from ropevit_export.bundle import golden, manifest
-from ropevit_export.digest import sha256
 from ropevit_export.errors import BackendError, BundleError, InputError
+from ropevit_export.machine.files import sha256
 from ropevit_export.parity.samples import PHOTOS
 from ropevit_export.runtime import load
 from ropevit_export.values import Resolution

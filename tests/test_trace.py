@@ -16,8 +16,8 @@ from timm.layers.pos_embed_sincos import get_mixed_freqs, get_mixed_grid
 
 from ropevit_export import passes
 from ropevit_export.bundle import onnx_file
+from ropevit_export.images.preprocess import normalise
 from ropevit_export.parity.samples import pixels
-from ropevit_export.preprocess import normalise
 from ropevit_export.rope.tables import block_factors, block_tables, mixed_table
 from ropevit_export.trace import swin
 from ropevit_export.trace.attention import Attention

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ropevit_export.digest import sha256
+from ropevit_export.machine.files import sha256
 from ropevit_export.values import EngineSpec, Plan
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ropevit_export import machine
 from ropevit_export.errors import BackendError
+from ropevit_export.machine import hardware
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays
@@ -78,7 +78,7 @@ class OnnxRuntime:
         if not optimise or precision == "fp8":  # whose operators it has, but does not fuse
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
-        self._as_uint8 = precision == "int8" and self._providers == (CPU,) and machine.cuts_8_bit_sums()
+        self._as_uint8 = precision == "int8" and self._providers == (CPU,) and hardware.cuts_8_bit_sums()
         if self._as_uint8:  # weights, whose sums are then exact, and slower; not attention's scores
             options.add_session_config_entry("session.x64quantprecision", "1")
         if self._providers == (CPU,):

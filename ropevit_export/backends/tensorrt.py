@@ -8,10 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ropevit_export.backends import gpu, layer_report
+from ropevit_export.backends import layer_report
 from ropevit_export.backends.engine_runner import EngineRunner
 from ropevit_export.backends.nvinfer import COMMON_OPTIONS, Layers, NvinferBuilder
 from ropevit_export.errors import BackendError
+from ropevit_export.machine import gpu
 from ropevit_export.values import EngineSpec, Precision
 
 _INSTALL = "pip install 'ropevit-export[tensorrt]', whose libraries are in NVIDIA's own package index"

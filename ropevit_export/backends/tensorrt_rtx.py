@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ropevit_export.backends import gpu, layer_report
+from ropevit_export.backends import layer_report
 from ropevit_export.backends.nvinfer import COMMON_OPTIONS, Layers, NvinferBuilder
 from ropevit_export.errors import BackendError, UsageError
+from ropevit_export.machine import gpu
 from ropevit_export.values import EngineSpec
 
 # Turing builds are larger and have no float32 matrix product: on request only.

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ropevit_export.digest import sha256
 from ropevit_export.errors import CheckpointError
+from ropevit_export.machine.files import sha256
 from ropevit_export.values import Checkpoint
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")

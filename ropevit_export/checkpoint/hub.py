@@ -12,8 +12,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineMo
 from huggingface_hub.file_download import HfFileMetadata
 
 from ropevit_export.checkpoint import file
-from ropevit_export.digest import sha256
 from ropevit_export.errors import CheckpointError, HubUnreachableError
+from ropevit_export.machine.files import sha256
 from ropevit_export.values import Checkpoint, HubFile
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -14,7 +14,7 @@ from ropevit_export.cli.terminal import progress_bar, quiet_libraries, show
 from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
-    from ropevit_export.bench import Benchmark
+    from ropevit_export.verbs.bench import Benchmark
 
 
 @cli.command()
@@ -50,8 +50,8 @@ def bench(
     batches: tuple[int, ...], rounds: int, out: Path | None, picture: Path | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Time bundles in turn with one another and with what else there is; ratios are to the first."""
-    from ropevit_export import bench as benching
-    from ropevit_export import plot
+    from ropevit_export.verbs import bench as benching
+    from ropevit_export.verbs import plot
 
     if picture is not None:
         plot.check(picture)

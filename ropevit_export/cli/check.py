@@ -22,7 +22,7 @@ from ropevit_export.errors import ParityError, UsageError
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 def check(bundle: Path, layers: bool, weights: str | None, as_json: bool) -> None:
     """Verify a bundle's files, and its graphs against the reference outputs it carries."""
-    from ropevit_export import check as checking
+    from ropevit_export.verbs import check as checking
 
     if weights and not layers:
         raise UsageError("--weights is for --by-layer: check alone needs no PyTorch.")
@@ -48,7 +48,7 @@ def check(bundle: Path, layers: bool, weights: str | None, as_json: bool) -> Non
 
 
 def _check_by_layer(bundle: Path, weights: str | None, as_json: bool) -> None:
-    from ropevit_export.layers import by_layer
+    from ropevit_export.verbs.by_layer import by_layer
 
     with quiet_libraries():
         found = by_layer(bundle, weights=weights)

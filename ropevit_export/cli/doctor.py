@@ -12,7 +12,7 @@ from ropevit_export.cli.export import cli
 from ropevit_export.cli.terminal import progress_bar, quiet_libraries, show
 
 if TYPE_CHECKING:
-    from ropevit_export.doctor import Diagnosis
+    from ropevit_export.verbs.doctor import Diagnosis
 
 
 @cli.command()
@@ -23,7 +23,7 @@ def doctor(as_json: bool, quiet: bool) -> None:
 
     Exit code 0 wherever a graph can be exported.
     """
-    from ropevit_export import doctor as examining
+    from ropevit_export.verbs import doctor as examining
 
     with quiet_libraries(), progress_bar(len(examining.trials()), quiet=quiet) as progress:
         found = examining.diagnose(progress)
@@ -38,7 +38,7 @@ def _print_diagnosis(found: Diagnosis) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ropevit_export import doctor as examining
+    from ropevit_export.verbs import doctor as examining
 
     for name, value in examining.summary(found.machine):
         click.echo(f"{name:13} {value}")

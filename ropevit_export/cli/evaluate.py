@@ -16,7 +16,7 @@ from ropevit_export.cli.terminal import quiet_libraries, show
 from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
-    from ropevit_export.evaluate import Accuracy
+    from ropevit_export.verbs.evaluate import Accuracy
 
 
 @cli.command(name="eval")
@@ -38,7 +38,7 @@ def evaluate(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from ropevit_export import evaluate as evaluating
+    from ropevit_export.verbs import evaluate as evaluating
 
     resolution = Resolution.parse(res) if res else None
     columns = (*Progress.get_default_columns()[:3], MofNCompleteColumn(), TimeRemainingColumn())

@@ -17,14 +17,14 @@ from ropevit_export.errors import MatrixError, ParityError, UsageError
 from ropevit_export.values import Request, Resolution
 
 if TYPE_CHECKING:
-    from ropevit_export.matrix import Cell, Event, Outcome
+    from ropevit_export.verbs.matrix import Cell, Event, Outcome
 
 RequestOf = Callable[[Mapping[str, Any]], Request]
 
 
 def build(ctx: click.Context, request_of: RequestOf) -> None:
     """Build all bundles; raises MatrixError, or ParityError where one is out of tolerance, once the table is out."""
-    from ropevit_export import matrix
+    from ropevit_export.verbs import matrix
 
     given = ctx.params
     cells = _cells(ctx, request_of)
@@ -66,8 +66,8 @@ def build(ctx: click.Context, request_of: RequestOf) -> None:
 
 def _cells(ctx: click.Context, request_of: RequestOf) -> list[Cell]:
     """Recipe by recipe, model by model, a bundle a size. What can't be right on any machine ends it here."""
-    from ropevit_export import matrix
     from ropevit_export.pipeline import DEFAULT_FOLDER
+    from ropevit_export.verbs import matrix
 
     folder = (ctx.params["out"] or DEFAULT_FOLDER).expanduser()
     cells = []

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ropevit_export.backends import gpu
 from ropevit_export.errors import BundleError
+from ropevit_export.machine import gpu
 
 Runtime = Literal["tensorrt-rtx", "tensorrt"]
 Version = tuple[int, ...]

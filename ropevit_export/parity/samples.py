@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ropevit_export.preprocess import crop, in_format
+from ropevit_export.images.preprocess import crop, in_format
 from ropevit_export.values import Preprocess, Resolution
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
-from ropevit_export.passes.codes import Coding
 from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.places import probed, refuse_overflow
 from ropevit_export.passes.precision import POLICIES, RetypeEnds, ToHalf
-from ropevit_export.passes.quantize import QuantizeLinear
-from ropevit_export.passes.quantize_cpu import QuantizeRows, QuantizeScores, split_heads
-from ropevit_export.passes.ranges import balance, calibrate
+from ropevit_export.passes.quantize.codes import Coding
+from ropevit_export.passes.quantize.cpu import QuantizeRows, QuantizeScores, split_heads
+from ropevit_export.passes.quantize.engines import QuantizeLinear
+from ropevit_export.passes.quantize.ranges import balance, calibrate
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
 from ropevit_export.passes.swin import MeanAfterHead, ScaleAfterProduct

@@ -12,9 +12,9 @@ import onnx_ir as ir
 import torch
 
 from ropevit_export.errors import TraceError
-from ropevit_export.trace.deit import DeployDeit
 from ropevit_export.trace.positions import FactorBank, TableBank
 from ropevit_export.trace.swin import DeploySwin
+from ropevit_export.trace.vit import DeployVit
 from ropevit_export.values import Graph, IoSpec, ModelSpec, Resolution, Weights
 
 if TYPE_CHECKING:
@@ -27,19 +27,19 @@ OPSET = 20
 def trace(spec: ModelSpec, weights: Weights, tables: Sequence[Tables] | None, io: IoSpec) -> Graph:
     """Fold the model for one size and trace it. `weights` are of that size, `tables` one pair a block."""
     bank = None if tables is None else TableBank(tables)
-    form = DeployDeit if spec.family == "deit" else DeploySwin
+    form = DeployVit if spec.family == "deit" else DeploySwin
     return _export(form(spec, weights, bank, io), spec, io)
 
 
 def trace_dynamic(spec: ModelSpec, weights: Weights, factors: Sequence[Factors] | None, io: IoSpec) -> Graph:
     """Fold a DeiT for every size up to `io.resolution` and trace it. `weights` are the checkpoint's own."""
     bank = None if factors is None else FactorBank(factors)
-    return _export(DeployDeit(spec, weights, bank, io), spec, io)
+    return _export(DeployVit(spec, weights, bank, io), spec, io)
 
 
 def trace_inputs(spec: ModelSpec, weights: Weights, io: IoSpec) -> Graph:
     """Fold a DeiT whose positions the host fills, for every size up to `io.resolution`, and trace it."""
-    return _export(DeployDeit(spec, weights, None, io), spec, io)
+    return _export(DeployVit(spec, weights, None, io), spec, io)
 
 
 def export_plain(module: torch.nn.Module, images: FloatArray, path: Path, output: str) -> None:

@@ -20,13 +20,13 @@ from PIL import Image
 from ropevit_export.backends.select import checkers
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BundleError, InputError
-from ropevit_export.images import BUILT_IN, DIGITS_FOLDER, image_files, opened
+from ropevit_export.images.files import BUILT_IN, DIGITS_FOLDER, image_files, opened
+from ropevit_export.images.preprocess import crop, normalise
 from ropevit_export.models.zoo import DIGITS
-from ropevit_export.original import reference_of
 from ropevit_export.parity import samples
-from ropevit_export.preprocess import crop, normalise
 from ropevit_export.runtime import artifacts, host_inputs, open_artifact
 from ropevit_export.values import Preprocess, Resolution
+from ropevit_export.verbs.original import reference_of
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Runner

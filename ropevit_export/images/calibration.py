@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from ropevit_export.errors import InputError
-from ropevit_export.images import BUILT_IN, DIGITS_FOLDER, image_files, opened
-from ropevit_export.preprocess import crop, normalise
+from ropevit_export.images.files import BUILT_IN, DIGITS_FOLDER, image_files, opened
+from ropevit_export.images.preprocess import crop, normalise
 from ropevit_export.values import IoSpec, Preprocess, Resolution
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ropevit_export.bundle import golden, manifest
-from ropevit_export.digest import sha256
 from ropevit_export.errors import BundleError
+from ropevit_export.machine.files import sha256
 from ropevit_export.parity.compare import ParityReport
 from ropevit_export.parity.tolerance import TOLERANCES
 from ropevit_export.pipeline import measure

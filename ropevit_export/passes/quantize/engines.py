@@ -21,9 +21,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ropevit_export.passes import edit
-from ropevit_export.passes.codes import KINDS, Coding, Near, step_and_shift, weight_codes
 from ropevit_export.passes.linear import Linear, linear_layers
-from ropevit_export.passes.ranges import Ranges
+from ropevit_export.passes.quantize.codes import KINDS, Coding, Near, step_and_shift, weight_codes
+from ropevit_export.passes.quantize.ranges import Ranges
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array

@@ -11,7 +11,7 @@ import numpy as np
 from ropevit_export.errors import BackendError, UsageError
 
 if TYPE_CHECKING:
-    from ropevit_export.bench import Benchmark, Timing
+    from ropevit_export.verbs.bench import Benchmark, Timing
 
 FORMATS = (".png", ".svg", ".pdf")
 # Okabe and Ito's colours, which people with any colour vision tell apart; the first contender's is the first.

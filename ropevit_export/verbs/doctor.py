@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ropevit_export import machine
 from ropevit_export.errors import BackendError, RopevitError
+from ropevit_export.machine import hardware
 
 _SECONDS = 120
 _GRAPH = """
@@ -124,14 +124,14 @@ class Diagnosis:
 
 def diagnose(progress: Callable[[str], None] = lambda stage: None) -> Diagnosis:
     """Try everything; takes as long as importing PyTorch. Never raises for what is missing or broken."""
-    _, no_gpu = machine.gpus()
-    with ThreadPoolExecutor(max_workers=machine.cores() or 2) as pool:
+    _, no_gpu = hardware.gpus()
+    with ThreadPoolExecutor(max_workers=hardware.cores() or 2) as pool:
         waiting = [pool.submit(tried, does, name) for does, name in trials()]
         backends = []
         for each in waiting:
             backends.append(each.result())
             progress(backends[-1].name)
-    return Diagnosis(machine=machine.facts(), no_gpu=no_gpu, packages=packages(), backends=tuple(backends))
+    return Diagnosis(machine=hardware.facts(), no_gpu=no_gpu, packages=packages(), backends=tuple(backends))
 
 
 def trials() -> list[tuple[str, str]]:
@@ -163,7 +163,7 @@ def _version(name: str) -> str | None:
 
 def tried(does: str, name: str) -> Backend:
     """One of `trials`, in a process of its own."""
-    code = "import sys; from ropevit_export import doctor; doctor.answer(*sys.argv[1:])"
+    code = "import sys; from ropevit_export.verbs import doctor; doctor.answer(*sys.argv[1:])"
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, does, name], capture_output=True, text=True, timeout=_SECONDS, check=False
@@ -237,7 +237,7 @@ def _builds(name: str) -> str:
 
 
 def _draws(name: str) -> str:
-    from ropevit_export import plot
+    from ropevit_export.verbs import plot
 
     plot.check(Path("benchmark.png"))
     return "pictures of benchmarks"

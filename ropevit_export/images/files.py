@@ -10,7 +10,7 @@ from ropevit_export.errors import InputError
 
 # What `--data` and `--calib` call the images in this package.
 BUILT_IN = "digits"
-DIGITS_FOLDER = Path(__file__).parent / "models" / "digits"
+DIGITS_FOLDER = Path(__file__).parents[1] / "models" / "digits"
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 

@@ -13,7 +13,7 @@ from ropevit_export.trace.positions import FactorBank, Pair, ResizedEmbedding, T
 from ropevit_export.values import IoSpec, ModelSpec, Weights
 
 
-class DeployDeit(nn.Module):
+class DeployVit(nn.Module):
     """Patches, class token, blocks, head. Where only the class token is read, the last block computes no other.
 
     `positions` turns queries and keys, if the model does and the host does not say how. `weights` are of the size, or

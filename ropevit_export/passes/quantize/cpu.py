@@ -13,9 +13,9 @@ import onnx_ir as ir
 
 from ropevit_export.passes import edit
 from ropevit_export.passes.attention import Attention, attentions, start_of_heads
-from ropevit_export.passes.codes import LARGEST, Near, step_and_shift, weight_codes
 from ropevit_export.passes.linear import Linear, linear_layers
-from ropevit_export.passes.ranges import Range, Ranges
+from ropevit_export.passes.quantize.codes import LARGEST, Near, step_and_shift, weight_codes
+from ropevit_export.passes.quantize.ranges import Range, Ranges
 
 # uint8 codes of the same steps are int8 codes and this.
 _MIDDLE = 128

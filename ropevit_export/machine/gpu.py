@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ropevit_export import machine
+from ropevit_export.machine import hardware
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +21,7 @@ class Gpu:
 
 def present() -> Gpu | None:
     """None where there is none, no driver for it, or one that does not say what it can."""
-    found, _ = machine.gpus()
+    found, _ = hardware.gpus()
     capability = str(found[0].get("compute_cap", "")).replace(".", "") if found else ""
     if not capability.isdigit():
         return None

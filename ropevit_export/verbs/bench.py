@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from ropevit_export import machine
 from ropevit_export.backends.select import BUILDERS, ENGINES, ON_GPU, runner
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BackendError, RopevitError, UsageError
+from ropevit_export.images.preprocess import normalise
+from ropevit_export.machine import hardware
 from ropevit_export.models.zoo import find_model
 from ropevit_export.parity import samples
-from ropevit_export.preprocess import normalise
 from ropevit_export.runtime import load
 from ropevit_export.values import DTYPES, EngineSpec, Precision, Resolution
 
@@ -156,7 +156,7 @@ def bench(
     Raises RopevitError for a contender that can't run.
     """
     size = resolution or load(entered[0].bundle).sizes[0]
-    facts = machine.facts()  # before it is busy
+    facts = hardware.facts()  # before it is busy
     timings: list[Timing] = []
     loaded: list[dict[str, object]] = []
     for batch in batches:
@@ -182,7 +182,7 @@ def _timed(
                 milliseconds = workers[index].run()
                 if number >= WARM_UP:
                     times[index].append(milliseconds)
-        gpus = machine.gpus()[0] if any(each.on_gpu for each in entered) else []
+        gpus = hardware.gpus()[0] if any(each.on_gpu for each in entered) else []
         peaks = [worker.peak_mb() for worker in workers]
     timings = [
         Timing(

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from ropevit_export.passes import edit
 from ropevit_export.passes.linear import Linear
-from ropevit_export.passes.ranges import Range
+from ropevit_export.passes.quantize.ranges import Range
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array

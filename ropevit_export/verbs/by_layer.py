@@ -13,11 +13,11 @@ import onnx_ir as ir
 from ropevit_export.backends.select import checkers
 from ropevit_export.bundle import golden, manifest
 from ropevit_export.errors import BundleError
-from ropevit_export.original import reference_of
+from ropevit_export.images.preprocess import normalise
 from ropevit_export.passes.places import block_values
-from ropevit_export.preprocess import normalise
 from ropevit_export.runtime import host_inputs
 from ropevit_export.values import Preprocess, Resolution
+from ropevit_export.verbs.original import reference_of
 
 # Rounding of one operation, over its result's rms: a block errs by several of them.
 _ROUNDING = {"fp32": 2.0**-22, "fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-6, "fp8": 2.0**-4}
