@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ropevit_export.models.zoo import find_model
-from ropevit_export.values import Dim, Request, Resolution
+from ropevit_export.request import Request
+from ropevit_export.values import Dim, Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.pipeline import export

@@ -26,17 +26,16 @@ from ropevit_export.inspect import census, fusion
 from ropevit_export.machine.files import sha256
 from ropevit_export.parity import compare, samples
 from ropevit_export.parity.tolerance import TOLERANCES, Tolerance
+from ropevit_export.request import EngineSpec, Request
 from ropevit_export.rope import inputs
 from ropevit_export.values import (
     DTYPES,
     Checkpoint,
-    EngineSpec,
     Form,
     Graph,
     IoSpec,
     Plan,
     Profile,
-    Request,
     Resolution,
     TensorSpec,
     Weights,
@@ -577,7 +576,9 @@ def _engine_spec(request: Request, maker: Builder, io: IoSpec) -> EngineSpec:
         runtime=maker.runtime,
         precision=request.precision,
         targets=request.targets if "targets" in maker.options else (),
-        profiles=() if io.is_static else tuple(Profile.of(request.model, io, size) for size in request.named_sizes(io)),
+        profiles=()
+        if io.is_static
+        else tuple(Profile.of(io, size, request.model.extents(size)) for size in request.named_sizes(io)),
         options=request.engine_options.only(maker.options),
         require_fused_attention=request.require_fused_attention,
     )

@@ -20,13 +20,15 @@ from ropevit_export.models import reference
 from ropevit_export.models.adopt import adopt
 from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.resize import resize
+from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import find_model
 from ropevit_export.parity import samples
+from ropevit_export.request import Request
 from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.positions import TableBank
 from ropevit_export.trace.swin import DeploySwin
 from ropevit_export.trace.vit import DeployVit
-from ropevit_export.values import Dim, IoSpec, ModelSpec, Output, Request, Resolution, Weights
+from ropevit_export.values import Dim, IoSpec, Output, Resolution, Weights
 
 Array = npt.NDArray[np.float32]
 ONE = Dim(min=1, opt=1, max=1)

@@ -17,9 +17,10 @@ from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.bundle import onnx_file
 from ropevit_export.cli.options import ENGINES
 from ropevit_export.errors import BackendError, UsageError
+from ropevit_export.request import EngineSpec, Request
 from ropevit_export.rope.tables import block_factors, block_tables
 from ropevit_export.trace.export import trace, trace_dynamic, trace_inputs
-from ropevit_export.values import Dim, EngineSpec, IoSpec, Plan, Precision, Profile, Request, Resolution, RopeMode
+from ropevit_export.values import Dim, IoSpec, Plan, Precision, Profile, Resolution, RopeMode
 from tests.conftest import Case
 
 Make = Callable[..., Case]
@@ -221,7 +222,12 @@ def test_half_precision_attention_is_fused_in_every_block(
 ) -> None:
     each = case(model, "128")
     io = written(each, tmp_path / "model.onnx", "fp16", Dim(min=1, opt=2, max=4))
-    plan = build(rtx, tmp_path / "model.onnx", "fp16", profiles=(Profile.of(each.spec, io, io.resolution),))
+    plan = build(
+        rtx,
+        tmp_path / "model.onnx",
+        "fp16",
+        profiles=(Profile.of(io, io.resolution, each.spec.extents(io.resolution)),),
+    )
     fused = [layer for layer in plan.layers if "mha" in str(layer["name"])]
     assert len(fused) == len(each.spec.blocks)
     assert plan.targets == tuple(target for target in rtx.all_targets if target != "75")
@@ -235,7 +241,7 @@ def test_every_profile_of_one_engine_has_its_own_fused_attention(
     each = case("rope_mixed_ape_deit_small", "256")
     io = written(each, tmp_path / "model.onnx", "fp16", Dim(min=1, opt=2, max=4), rope)
     sizes = [Resolution.parse(size) for size in ("224", "112x256")]
-    profiles = tuple(Profile.of(each.spec, io, size) for size in sizes)
+    profiles = tuple(Profile.of(io, size, each.spec.extents(size)) for size in sizes)
     plan = build(rtx, tmp_path / "model.onnx", "fp16", targets=("89",), profiles=profiles)
     fused = [layer for layer in plan.layers if "mha" in str(layer["name"])]
     assert len(fused) == len(each.spec.blocks) * len(sizes)

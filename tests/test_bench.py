@@ -20,8 +20,9 @@ from ropevit_export.cli import options
 from ropevit_export.errors import BackendError, TraceError, UsageError
 from ropevit_export.machine import hardware
 from ropevit_export.models import reference
+from ropevit_export.request import EngineSpec
 from ropevit_export.trace.export import export_plain
-from ropevit_export.values import EngineSpec, Plan, Weights
+from ropevit_export.values import Plan, Weights
 from ropevit_export.verbs import bench, plot
 from ropevit_export.verbs.bench import Contender, Timing, contenders
 from tests.conftest import Case

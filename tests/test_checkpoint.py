@@ -18,8 +18,10 @@ from ropevit_export.errors import CheckpointError
 from ropevit_export.models import layout, reference
 from ropevit_export.models.adopt import adopt
 from ropevit_export.models.initial import random_checkpoint
+from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import MODELS, find_model
-from ropevit_export.values import Checkpoint, ModelSpec, Request, Resolution, Weights
+from ropevit_export.request import Request
+from ropevit_export.values import Checkpoint, Resolution, Weights
 
 Tensors = dict[str, torch.Tensor]
 

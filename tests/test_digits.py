@@ -15,7 +15,8 @@ from ropevit_export import cli
 from ropevit_export.checkpoint import source
 from ropevit_export.errors import CheckpointError, UsageError
 from ropevit_export.models.zoo import DIGITS, MODELS, find_model
-from ropevit_export.values import Request, Resolution
+from ropevit_export.request import Request
+from ropevit_export.values import Resolution
 
 FOLDER = source.PACKAGED.parent
 MODEL = ("--model", "rope_mixed_deit_digits", "--res", "32,48", "--engine", "none", "-q", "--batch", "1:16:64")

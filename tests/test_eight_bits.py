@@ -16,8 +16,9 @@ from ropevit_export.errors import BackendError, InputError, UsageError
 from ropevit_export.images import calibration
 from ropevit_export.inspect import census
 from ropevit_export.parity.samples import PHOTOS
+from ropevit_export.request import EngineSpec
 from ropevit_export.runtime import load
-from ropevit_export.values import EngineSpec, Precision, Resolution
+from ropevit_export.values import Precision, Resolution
 from ropevit_export.verbs.by_layer import by_layer
 
 DIGITS = ("--model", "rope_mixed_deit_digits", "--res", "32,48", "--engine", "none", "-q", "--batch", "1:16:64")

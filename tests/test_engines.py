@@ -26,7 +26,8 @@ from ropevit_export.bundle import manifest
 from ropevit_export.errors import BackendError, UsageError
 from ropevit_export.machine import gpu
 from ropevit_export.machine.gpu import Gpu
-from ropevit_export.values import EngineOptions, EngineSpec, Plan, Precision, Profile, Request, Resolution, TimingCache
+from ropevit_export.request import EngineOptions, EngineSpec, Request, TimingCache
+from ropevit_export.values import Plan, Precision, Profile, Resolution
 from tests.fakes import tensorrt as fake
 
 DIGITS = ["--model", "rope_mixed_deit_digits", "--res", "32"]

@@ -36,7 +36,9 @@ from huggingface_hub import constants
 from ropevit_export.checkpoint import hub, source
 from ropevit_export.errors import RopevitError
 from ropevit_export.models.zoo import find_model
-from ropevit_export.values import Checkpoint, HubFile, Request, Resolution
+from ropevit_export.models.spec import HubFile
+from ropevit_export.request import Request
+from ropevit_export.values import Checkpoint, Resolution
 
 def random():
     return Checkpoint(tensors={}, source="random", revision=None, sha256="", trained=False)

@@ -25,9 +25,10 @@ from ropevit_export.errors import BackendError, BundleError, UsageError
 from ropevit_export.inspect import extents, fusion, graph, kernels, plan_header, roofline
 from ropevit_export.inspect.report import EngineReport, inspect
 from ropevit_export.models import reference
+from ropevit_export.request import EngineSpec
 from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.export import trace
-from ropevit_export.values import Dim, EngineSpec
+from ropevit_export.values import Dim
 from tests.conftest import Case
 
 Make = Callable[..., Case]

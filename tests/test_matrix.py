@@ -18,7 +18,8 @@ from ropevit_export import cli, pipeline
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BundleError
 from ropevit_export.models.zoo import find_model
-from ropevit_export.values import Request, Resolution
+from ropevit_export.request import Request
+from ropevit_export.values import Resolution
 from ropevit_export.verbs import matrix
 
 DIGITS = ("--model", "rope_mixed_deit_digits", "--engine", "none")

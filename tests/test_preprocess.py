@@ -10,7 +10,8 @@ from torchvision import transforms
 from ropevit_export.images.preprocess import crop, normalise
 from ropevit_export.models.zoo import find_model
 from ropevit_export.parity.samples import PHOTOS
-from ropevit_export.values import Request, Resolution
+from ropevit_export.request import Request
+from ropevit_export.values import Resolution
 
 
 @pytest.mark.parametrize("size", [224, 384, 320])

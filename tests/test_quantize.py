@@ -23,9 +23,10 @@ from ropevit_export.passes.quantize.codes import Coding, step_and_shift, weight_
 from ropevit_export.passes.quantize.cpu import QuantizeRows, QuantizeScores, split_heads
 from ropevit_export.passes.quantize.engines import QuantizeLinear
 from ropevit_export.passes.quantize.ranges import Range, balance, calibrate
+from ropevit_export.request import EngineSpec
 from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.export import trace, trace_dynamic
-from ropevit_export.values import Dim, EngineSpec, Graph, IoSpec, Plan, Resolution
+from ropevit_export.values import Dim, Graph, IoSpec, Plan, Resolution
 from tests.conftest import Case
 
 Make = Callable[..., Case]

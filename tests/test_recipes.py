@@ -9,7 +9,8 @@ import pytest
 
 from ropevit_export import cli
 from ropevit_export.cli import export, recipes
-from ropevit_export.values import Dim, Request
+from ropevit_export.request import Request
+from ropevit_export.values import Dim
 
 TRACKED = sorted((Path(__file__).parents[1] / "engines").glob("*.toml"))
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from timm.layers import RotaryEmbeddingCat
 from timm.layers.pos_embed_sincos import get_mixed_freqs, get_mixed_grid
 
+from ropevit_export.models.spec import RopeSpec
 from ropevit_export.models.zoo import find_model
 from ropevit_export.rope.tables import RopeTable, axial_table, block_tables, mixed_table
-from ropevit_export.values import Resolution, RopeSpec
+from ropevit_export.values import Resolution
 
 GRIDS = st.tuples(st.integers(1, 40), st.integers(1, 40))
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from ropevit_export.models.spec import RopeSpec
 from ropevit_export.parity.compare import Metrics, ParityReport, compare
 from ropevit_export.parity.tolerance import TOLERANCES
 from ropevit_export.rope.tables import RopeTable, axial_table, block_tables, mixed_table
 from ropevit_export.trace import attention, fold
-from ropevit_export.values import Precision, RopeSpec
+from ropevit_export.values import Precision
 from tests.conftest import Array, Case
 
 Make = Callable[..., Case]

@@ -18,12 +18,13 @@ from ropevit_export import passes
 from ropevit_export.bundle import onnx_file
 from ropevit_export.images.preprocess import normalise
 from ropevit_export.parity.samples import pixels
+from ropevit_export.request import Request
 from ropevit_export.rope.tables import block_factors, block_tables, mixed_table
 from ropevit_export.trace import swin
 from ropevit_export.trace.attention import Attention
 from ropevit_export.trace.export import trace, trace_dynamic
 from ropevit_export.trace.positions import TableBank
-from ropevit_export.values import Dim, Graph, Output, Request, Resolution
+from ropevit_export.values import Dim, Graph, Output, Resolution
 from tests.conftest import Case
 
 Make = Callable[..., Case]

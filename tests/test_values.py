@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from ropevit_export.errors import UsageError
 from ropevit_export.models.zoo import find_model
-from ropevit_export.values import Dim, Request, Resolution
+from ropevit_export.request import Request
+from ropevit_export.values import Dim, Resolution
 
 
 @given(st.integers(1, 9999), st.integers(1, 9999))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ropevit_export.values import EngineSpec, Plan, Precision
+from ropevit_export.request import EngineSpec
+from ropevit_export.values import Plan, Precision
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays

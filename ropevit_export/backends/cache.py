@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ropevit_export.machine.files import sha256
-from ropevit_export.values import EngineSpec, Plan
+from ropevit_export.request import EngineSpec
+from ropevit_export.values import Plan
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Builder

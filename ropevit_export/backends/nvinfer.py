@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropevit_export.errors import BackendError
-from ropevit_export.values import EngineSpec, Plan, Precision
+from ropevit_export.request import EngineSpec
+from ropevit_export.values import Plan, Precision
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Runner

@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 
 from ropevit_export.errors import BackendError
-from ropevit_export.values import EngineSpec, Plan, Precision
+from ropevit_export.request import EngineSpec
+from ropevit_export.values import Plan, Precision
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays

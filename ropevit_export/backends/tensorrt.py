@@ -13,7 +13,8 @@ from ropevit_export.backends.engine_runner import EngineRunner
 from ropevit_export.backends.nvinfer import COMMON_OPTIONS, Layers, NvinferBuilder
 from ropevit_export.errors import BackendError
 from ropevit_export.machine import gpu
-from ropevit_export.values import EngineSpec, Precision
+from ropevit_export.request import EngineSpec
+from ropevit_export.values import Precision
 
 _INSTALL = "pip install 'ropevit-export[tensorrt]', whose libraries are in NVIDIA's own package index"
 _OLDEST = (10, 13)  # whose parser reads these graphs

@@ -8,7 +8,7 @@ from ropevit_export.backends import layer_report
 from ropevit_export.backends.nvinfer import COMMON_OPTIONS, Layers, NvinferBuilder
 from ropevit_export.errors import BackendError, UsageError
 from ropevit_export.machine import gpu
-from ropevit_export.values import EngineSpec
+from ropevit_export.request import EngineSpec
 
 # Turing builds are larger and have no float32 matrix product: on request only.
 _ON_REQUEST = ("75",)

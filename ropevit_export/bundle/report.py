@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ropevit_export.bundle.manifest import ArtifactEntry
 from ropevit_export.parity.compare import ParityReport
-from ropevit_export.values import Checkpoint, Request
+from ropevit_export.request import Request
+from ropevit_export.values import Checkpoint
 
 REPORT = "report.md"
 UNTRAINED = "UNTRAINED: seeded random weights, to build and time with, never to classify with"

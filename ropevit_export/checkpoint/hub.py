@@ -14,7 +14,8 @@ from huggingface_hub.file_download import HfFileMetadata
 from ropevit_export.checkpoint import file
 from ropevit_export.errors import CheckpointError, HubUnreachableError
 from ropevit_export.machine.files import sha256
-from ropevit_export.values import Checkpoint, HubFile
+from ropevit_export.models.spec import HubFile
+from ropevit_export.values import Checkpoint
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

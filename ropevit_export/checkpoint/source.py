@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ropevit_export.checkpoint import file, hub
 from ropevit_export.errors import CheckpointError, HubUnreachableError
-from ropevit_export.values import Checkpoint, ModelSpec, Request
+from ropevit_export.models.spec import ModelSpec
+from ropevit_export.request import Request
+from ropevit_export.values import Checkpoint
 
 PACKAGED = Path(__file__).parents[1] / "models" / "digits" / "weights.safetensors"
 

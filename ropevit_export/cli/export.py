@@ -15,7 +15,8 @@ from ropevit_export.cli.options import ENGINES, list_of, one, target
 from ropevit_export.cli.terminal import progress_bar, quiet_libraries, show
 from ropevit_export.errors import UsageError
 from ropevit_export.models.zoo import find_model
-from ropevit_export.values import Dim, EngineOptions, Request, Resolution, TimingCache
+from ropevit_export.request import EngineOptions, Request, TimingCache
+from ropevit_export.values import Dim, Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.pipeline import Bundle

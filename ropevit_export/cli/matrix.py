@@ -14,7 +14,8 @@ import click
 from ropevit_export.cli import recipes
 from ropevit_export.cli.terminal import Interrupted, quiet_libraries, show
 from ropevit_export.errors import MatrixError, ParityError, UsageError
-from ropevit_export.values import Request, Resolution
+from ropevit_export.request import Request
+from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.verbs.matrix import Cell, Event, Outcome

@@ -9,8 +9,9 @@ import torch
 
 from ropevit_export.errors import CheckpointError
 from ropevit_export.models import layout
+from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import EXAMPLES, MODELS
-from ropevit_export.values import Checkpoint, ModelSpec, Weights
+from ropevit_export.values import Checkpoint, Weights
 
 _NAMES_SHOWN = 6
 

@@ -8,7 +8,8 @@ import zlib
 import torch
 
 from ropevit_export.models import layout
-from ropevit_export.values import Checkpoint, ModelSpec
+from ropevit_export.models.spec import ModelSpec
+from ropevit_export.values import Checkpoint
 
 # Standard deviation and mean by the last part of a parameter's name. Chosen so that every block, table and
 # embedding moves the logits, whose standard deviation is about 1: with a training initialisation (LayerScale 1e-5,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from ropevit_export.values import ModelSpec
+from ropevit_export.models.spec import ModelSpec
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from ropevit_export.errors import BackendError
 from ropevit_export.models.rope_swin import RopeWindowAttention
-from ropevit_export.values import DTYPES, ModelSpec, Output, Precision, Resolution, Weights
+from ropevit_export.models.spec import ModelSpec
+from ropevit_export.values import DTYPES, Output, Precision, Resolution, Weights
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, FloatArray

@@ -10,7 +10,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ropevit_export.values import ModelSpec, Resolution, Weights
+from ropevit_export.models.spec import ModelSpec
+from ropevit_export.values import Resolution, Weights
 
 
 def resize(spec: ModelSpec, weights: Weights, resolution: Resolution) -> Weights:

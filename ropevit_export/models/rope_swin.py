@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ropevit_export.values import RopeSpec
+from ropevit_export.models.spec import RopeSpec
 
 
 class RopeWindowAttention(nn.Module):

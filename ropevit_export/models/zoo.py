@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 
 from ropevit_export.errors import UsageError
-from ropevit_export.values import HubFile, ModelSpec, RopeKind, RopeSpec
+from ropevit_export.models.spec import HubFile, ModelSpec, RopeKind, RopeSpec
 
 # size: width, blocks, heads
 _DEIT = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}

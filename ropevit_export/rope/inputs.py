@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ropevit_export.models.spec import ModelSpec
 from ropevit_export.rope.tables import block_factors
-from ropevit_export.values import ModelSpec, Resolution
+from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.values import FloatArray

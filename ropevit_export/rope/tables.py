@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ropevit_export.values import ModelSpec, Resolution, RopeSpec
+from ropevit_export.models.spec import ModelSpec, RopeSpec
+from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.values import Factors, FloatArray, Tables

@@ -12,10 +12,11 @@ import onnx_ir as ir
 import torch
 
 from ropevit_export.errors import TraceError
+from ropevit_export.models.spec import ModelSpec
 from ropevit_export.trace.positions import FactorBank, TableBank
 from ropevit_export.trace.swin import DeploySwin
 from ropevit_export.trace.vit import DeployVit
-from ropevit_export.values import Graph, IoSpec, ModelSpec, Resolution, Weights
+from ropevit_export.values import Graph, IoSpec, Resolution, Weights
 
 if TYPE_CHECKING:
     from ropevit_export.values import Factors, FloatArray, Tables

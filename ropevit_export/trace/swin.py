@@ -11,10 +11,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ropevit_export.models.spec import ModelSpec
 from ropevit_export.trace.attention import Attention, Mlp
 from ropevit_export.trace.fold import Norm, PatchEmbed, Tensors, linear
 from ropevit_export.trace.positions import Pair, TableBank
-from ropevit_export.values import IoSpec, ModelSpec, Weights
+from ropevit_export.values import IoSpec, Weights
 
 Size = tuple[int, int]
 PAIR: Size = (2, 2)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ropevit_export.models.spec import ModelSpec
 from ropevit_export.trace.attention import Attention, Mlp
 from ropevit_export.trace.fold import Norm, PatchEmbed, Tensors, linear
 from ropevit_export.trace.positions import FactorBank, Pair, ResizedEmbedding, TableBank, given_pairs
-from ropevit_export.values import IoSpec, ModelSpec, Weights
+from ropevit_export.values import IoSpec, Weights
 
 
 class DeployVit(nn.Module):

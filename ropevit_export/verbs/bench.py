@@ -29,8 +29,9 @@ from ropevit_export.images.preprocess import normalise
 from ropevit_export.machine import hardware
 from ropevit_export.models.zoo import find_model
 from ropevit_export.parity import samples
+from ropevit_export.request import EngineSpec
 from ropevit_export.runtime import load
-from ropevit_export.values import DTYPES, EngineSpec, Precision, Resolution
+from ropevit_export.values import DTYPES, Precision, Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Runner

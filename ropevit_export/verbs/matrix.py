@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from ropevit_export import pipeline
 from ropevit_export.bundle import staging
 from ropevit_export.errors import BackendError, BundleError, RopevitError, UsageError
-from ropevit_export.values import Request
+from ropevit_export.request import Request
 
 if TYPE_CHECKING:
     from types import ModuleType

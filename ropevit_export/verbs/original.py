@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import InputError
+from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import find_model
-from ropevit_export.values import ModelSpec, Request, Resolution
+from ropevit_export.request import Request
+from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, FloatArray

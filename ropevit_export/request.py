@@ -1,0 +1,231 @@
+"""What a user asks for: valid, or an error that says what to change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from ropevit_export.errors import UsageError
+from ropevit_export.models.spec import ModelSpec
+from ropevit_export.values import (
+    DTYPES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Dim,
+    IoPrecision,
+    IoSpec,
+    Output,
+    Precision,
+    Preprocess,
+    Profile,
+    Resolution,
+    RopeMode,
+)
+
+# none: the target only · ampere-plus: every later generation as well · same-cc: all GPUs of the compute capability
+Hardware = Literal["none", "ampere-plus", "same-cc"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimingCache:
+    """What TensorRT measured of its kernels in earlier builds. With `sha256`: of these bytes only, and nothing new."""
+
+    path: Path
+    sha256: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> TimingCache:
+        """`FILE`, or `FILE@SHA256`, which pins it."""
+        path, at, digest = text.rpartition("@")
+        if not at:
+            return cls(path=Path(text), sha256=None)
+        if not path or not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise UsageError(f"--timing-cache {text!r} is neither FILE nor FILE@SHA256 with 64 hexadecimal digits.")
+        return cls(path=Path(path), sha256=digest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """How engines are built, beside target and precision. What a builder has no use for, it refuses.
+
+    workspace               MB of scratch memory that a kernel may take; None: the library's default, all of the GPU's
+    hardware_compatibility  GPUs beyond the target's own
+    version_compatible      later releases of the library may run the plan
+    strip_weights           out of the plan: they are put back from the ONNX file on the target
+    refit                   weights may be exchanged for others of the same shapes
+    tf32                    float32 products may be computed with 10-bit mantissas
+    """
+
+    workspace: int | None = None
+    hardware_compatibility: Hardware = "none"
+    version_compatible: bool = False
+    strip_weights: bool = False
+    refit: bool = False
+    tf32: bool = False
+    timing_cache: TimingCache | None = None
+
+    def given(self) -> dict[str, str | int | bool]:
+        """What differs from the defaults; of a timing cache its hash, never where it lies."""
+        found = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value != each.default:
+                found[each.name] = (value.sha256 or "not pinned") if isinstance(value, TimingCache) else value
+        return found
+
+    def only(self, names: Collection[str]) -> EngineOptions:
+        """Those of some names; the others at their defaults."""
+        return EngineOptions(**{each.name: getattr(self, each.name) for each in fields(self) if each.name in names})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSpec:
+    """What to build from a graph: the runtime, and compute capabilities such as "89" (8.9, Ada).
+
+    `profiles`: empty for a static graph.
+    """
+
+    runtime: str
+    precision: Precision
+    targets: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    options: EngineOptions = EngineOptions()
+    require_fused_attention: bool = False
+
+
+ONE_IMAGE = Dim(min=1, opt=1, max=1)
+
+# The precisions whose graphs compute in a 16-bit format, and so may take and give it. With any other, what the host
+# rounds is computed in a format that could have held it.
+_COMPUTE_IN: dict[IoPrecision, tuple[Precision, ...]] = {"fp16": ("fp16", "int8", "fp8"), "bf16": ("bf16",)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One call of the tool, whole."""
+
+    model: ModelSpec
+    resolutions: tuple[Resolution, ...]
+    weights: str = "auto"
+    revision: str | None = None
+    rope: RopeMode = "baked"
+    precision: Precision = "fp32"
+    io_precision: IoPrecision = "fp32"
+    calib: str | None = None
+    batch: Dim = ONE_IMAGE
+    engines: tuple[str, ...] = ("auto",)
+    targets: tuple[str, ...] = ()
+    engine_options: EngineOptions = EngineOptions()
+    output: Output = "logits"
+    pixels: bool = False
+    seed: int = 0
+    require_fused_attention: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.resolutions:
+            raise UsageError("no resolution: give at least one --res, such as --res 384.")
+        if len(set(self.resolutions)) != len(self.resolutions):
+            raise UsageError(f"resolution named twice: {', '.join(map(str, self.resolutions))}.")
+        for resolution in self.resolutions:
+            self.model.check(resolution)
+        if self.revision and self.weights not in ("auto", "pretrained"):
+            raise UsageError(f"--revision is of the hub, but the weights are {self.weights}: leave one out.")
+        self._check_precision()
+        if self.revision and self.model.packaged:
+            raise UsageError(f"--revision is of the hub, but {self.model.short} is in this package: leave it out.")
+        if self.rope != "baked" and self.model.family == "swin":
+            raise UsageError(
+                f"--rope {self.rope} is for DeiT models: Swin's window follows the size, so name its sizes with --res."
+            )
+        self._check_engines()
+
+    def _check_engines(self) -> None:
+        if set(self.engines) == {"none"} and self.engine_flags:
+            flags = ", ".join(self.engine_flags.values())
+            raise UsageError(f"{flags} is for engines, but --engine none builds none: leave one out.")
+
+    @property
+    def engine_flags(self) -> dict[str, str]:
+        """What was asked of engines: names as builders know them, and as they stand on the command line."""
+        own = {"targets": self.targets, "require_fused_attention": self.require_fused_attention}
+        names = [*(name for name, value in own.items() if value), *self.engine_options.given()]
+        return {name: "--sm" if name == "targets" else f"--{name.replace('_', '-')}" for name in names}
+
+    def _check_precision(self) -> None:
+        if self.precision in ("int8", "fp8") and self.calib is None:
+            raise UsageError(f"--precision {self.precision} is measured on images of the job: give --calib DIR.")
+        if self.calib is not None and self.precision not in ("int8", "fp8"):
+            raise UsageError(f"--calib is for int8 and fp8, but the precision is {self.precision}: leave one out.")
+        if self.io_precision != "fp32" and self.precision not in _COMPUTE_IN[self.io_precision]:
+            raise UsageError(
+                f"--io-precision {self.io_precision} is for graphs that compute in it, but the precision is "
+                f"{self.precision}: needs --precision {' or '.join(_COMPUTE_IN[self.io_precision])}."
+            )
+
+    @property
+    def bundle_name(self) -> str:
+        sizes = "_".join(map(str, self.resolutions))
+        return f"{self.model.short}-{sizes}-{self.precision}"
+
+    def options(self) -> dict[str, str]:
+        """Every field as text, files by their names only: what a bundle says of the request that it was made from."""
+        noted = {field.name: _option(getattr(self, field.name)) for field in fields(self)}
+        return noted | {"revision": self.revision or ""}  # a branch of the hub may hold a slash
+
+    def graphs(self) -> tuple[IoSpec, ...]:
+        """One graph a size, or one for all sizes up to the largest height and width named."""
+        sizes = self.resolutions
+        if self.rope != "baked":
+            height, width = max(size.height for size in sizes), max(size.width for size in sizes)
+            sizes = (Resolution(height=height, width=width),)
+        positions = self.model.position_inputs if self.rope == "inputs" else ()
+        return tuple(
+            IoSpec(
+                resolution=size,
+                batch=self.batch,
+                output=self.output,
+                pixels=self.pixels,
+                rope=self.rope,
+                positions=positions,
+                dtype=DTYPES[self.io_precision],
+            )
+            for size in sizes
+        )
+
+    def named_sizes(self, io: IoSpec) -> tuple[Resolution, ...]:
+        """The sizes asked for that a graph serves."""
+        return self.resolutions if io.any_size else (io.resolution,)
+
+    def checked_sizes(self, io: IoSpec) -> tuple[Resolution, ...]:
+        """The sizes that parity is measured at: those named and, where any size goes, one that nobody named."""
+        if not io.any_size:
+            return (io.resolution,)
+        rows, columns = self.model.grid(io.resolution)
+        unit = self.model.multiple
+        other = Resolution(height=max(1, rows // 2) * unit, width=max(1, columns * 3 // 4) * unit)
+        return tuple(dict.fromkeys((*self.resolutions, other)))
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return Preprocess(
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            interpolation="bicubic",
+            crop=self.model.resize_ratio,
+            layout="NHWC" if self.pixels else "NCHW",
+            dtype="uint8" if self.pixels else DTYPES[self.io_precision],
+        )
+
+
+def _option(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_option, value))
+    if isinstance(value, ModelSpec):
+        return value.name
+    if isinstance(value, EngineOptions):
+        return ",".join(f"{name}={given}" for name, given in value.given().items())
+    text = "" if value is None else str(value)
+    return Path(text).name if "/" in text or "\\" in text else text
