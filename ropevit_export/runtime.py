@@ -126,7 +126,7 @@ class Model:
             needed = f"{batch.min}" if batch.min == batch.max else f"{batch.min} to {batch.max}"
             raise InputError(f"a batch of {len(images)} was given, {graph.path} takes {needed}.")
         feeds = {graph.inputs[0].name: images, **self._host[graph.path](size)}
-        return self._runner(graph.path).run(feeds, graph.outputs[0].name)
+        return self._runner(graph.path).run(feeds)[graph.outputs[0].name]
 
     def _size(self, images: Array) -> Resolution:
         nhwc = self.preprocess.layout == "NHWC"

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ropevit_export import cli
+from ropevit_export.bundle import golden
 from ropevit_export.images.preprocess import normalise
 from ropevit_export.models import reference
 from ropevit_export.models.adopt import adopt
@@ -105,6 +106,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundles") / "small"
     assert cli.run([*SMALL, "--weights", "random", "--out", str(path)]) == 0
     return path
+
+
+def golden_of(path: Path, output: str = "logits") -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
+    """(images, expected) of a golden file of one output."""
+    images, expected = golden.read(path, [output])
+    return images, expected[output]
 
 
 GOLDEN = Path(__file__).with_name("golden")

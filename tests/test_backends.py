@@ -133,7 +133,7 @@ def test_the_reason_is_picked_from_what_onnxruntime_prints(printed: str, reason:
 
 def test_a_wrong_input_is_an_error_of_the_runtime(graph_file: Path) -> None:
     with pytest.raises(BackendError, match="ONNX Runtime failed to run: "):
-        OnnxRuntime(graph_file).run({"image": np.zeros((1, 3, 8, 8), np.float32)}, "logits")
+        OnnxRuntime(graph_file).run({"image": np.zeros((1, 3, 8, 8), np.float32)})["logits"]
 
 
 def test_a_runtime_says_what_it_computes_in(graph_file: Path) -> None:
@@ -156,7 +156,7 @@ def test_openvino_computes_in_what_was_asked(graph_file: Path) -> None:
 def test_openvino_does_not_run_without_an_input(graph_file: Path) -> None:
     pytest.importorskip("openvino")
     with pytest.raises(BackendError, match="OpenVINO failed to run: no image was given"):
-        OpenVino(graph_file).run({}, "logits")
+        OpenVino(graph_file).run({})["logits"]
 
 
 def test_what_openvino_cannot_do_is_an_error(graph_file: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_what_openvino_cannot_do_is_an_error(graph_file: Path, tmp_path: Path) -
     with pytest.raises(BackendError, match="OpenVINO refuses model.onnx: "):
         OpenVino(graph_file, "NPU9")
     with pytest.raises(BackendError, match="OpenVINO failed to run: "):
-        OpenVino(graph_file).run({"image": np.zeros((1, 3, 8, 8), np.float32)}, "logits")
+        OpenVino(graph_file).run({"image": np.zeros((1, 3, 8, 8), np.float32)})["logits"]
 
 
 def test_a_backend_that_does_not_exist_is_an_error(graph_file: Path) -> None:

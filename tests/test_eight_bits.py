@@ -20,6 +20,7 @@ from ropevit_export.request import EngineSpec
 from ropevit_export.runtime import load
 from ropevit_export.values import Precision, Resolution
 from ropevit_export.verbs.by_layer import by_layer
+from tests.conftest import golden_of
 
 DIGITS = ("--model", "rope_mixed_deit_digits", "--res", "32,48", "--engine", "none", "-q", "--batch", "1:16:64")
 
@@ -57,7 +58,7 @@ def test_the_manifest_names_the_forms_and_what_they_compute_in(bundle: Path) -> 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_backend_gets_its_own_form(bundle: Path, backend: str) -> None:
     model, size = load(bundle, backend), Resolution.parse("32")
-    image, expected = golden.read(bundle / golden.name(size))
+    image, expected = golden_of(bundle / golden.name(size))
     own = bundle.name == "int8" and backend == "onnxruntime"
     assert model.describe(size).endswith("model-32.onnxruntime.onnx" if own else "model-32.onnx")
     assert (model.run(image).argmax(1) == expected.argmax(1)).mean() > 0.6

@@ -50,7 +50,7 @@ def test_images_go_in_are_computed_on_and_come_out_in_this_order(load: Load) -> 
     engine = load(at(32), runtime="tensorrt")
     CALLS.clear()
     given = images(2, 32)
-    answer = engine.run({"image": given}, "logits")
+    answer = engine.run({"image": given})["logits"]
     np.testing.assert_allclose(answer, given.reshape(2, -1).sum(1, keepdims=True))
     assert CALLS == [
         "shape 2x3x32x32", "malloc", "address image", "in", "malloc", "address logits", "execute", "out", "wait",
@@ -60,9 +60,9 @@ def test_images_go_in_are_computed_on_and_come_out_in_this_order(load: Load) -> 
 
 def test_a_second_run_of_the_same_shape_only_copies_and_runs(load: Load) -> None:
     engine = load(at(32))
-    engine.run({"image": images(2, 32)}, "logits")
+    engine.run({"image": images(2, 32)})["logits"]
     CALLS.clear()
-    engine.run({"image": images(2, 32)}, "logits")
+    engine.run({"image": images(2, 32)})["logits"]
     assert CALLS == ["in", "execute", "out", "wait"]
 
 
@@ -70,7 +70,7 @@ def test_every_size_runs_in_its_own_profile(load: Load) -> None:
     engine = load(at(32), at(48))
     for size, calls in ((48, ["profile 1", "wait", "shape 1x3x48x48"]), (32, ["profile 0", "wait", "shape 1x3x32x32"])):
         CALLS.clear()
-        answer = engine.run({"image": images(1, size)}, "logits")
+        answer = engine.run({"image": images(1, size)})["logits"]
         assert float(answer[0, 0]) == images(1, size).sum()
         assert CALLS[:3] == calls
 
@@ -80,7 +80,7 @@ def test_a_larger_batch_gets_larger_buffers_and_all_are_given_back(load: Load) -
     cuda = engine._gpu._cuda
     for batch in (1, 4, 2):
         given = images(batch, 32)
-        np.testing.assert_allclose(engine.run({"image": given}, "logits"), given.reshape(batch, -1).sum(1)[:, None])
+        np.testing.assert_allclose(engine.run({"image": given})["logits"], given.reshape(batch, -1).sum(1)[:, None])
     assert len(cuda.held) == 2
     assert CALLS.count("malloc") == 4  # a smaller batch fits
     del engine
@@ -102,18 +102,18 @@ def test_a_larger_batch_gets_larger_buffers_and_all_are_given_back(load: Load) -
 def test_what_an_engine_does_not_take_is_a_sentence(load: Load, feeds: dict[str, np.ndarray], sentence: str) -> None:
     engine = load(at(32), at(48))
     with pytest.raises(BackendError, match=sentence):
-        engine.run(feeds, "logits")
+        engine.run(feeds)["logits"]
     assert "execute" not in CALLS
 
 
 def test_after_a_refused_shape_the_same_one_is_refused_again(load: Load) -> None:
     engine = load(at(32))
-    engine.run({"image": images(1, 32)}, "logits")
+    engine.run({"image": images(1, 32)})["logits"]
     for _ in range(2):
         with pytest.raises(
             BackendError, match=r"does not take image of shape \(8, 3, 32, 32\): .* outside of profile 0"
         ):
-            engine.run({"image": images(8, 32)}, "logits")
+            engine.run({"image": images(8, 32)})["logits"]
 
 
 def test_an_engine_for_another_gpu_says_what_it_was_built_for(load: Load) -> None:
@@ -136,7 +136,7 @@ def test_a_machine_without_a_gpu_is_a_sentence(load: Load) -> None:
 
 
 def test_what_rtx_compiled_is_there_for_the_next_process(load: Load, tmp_path: Path) -> None:
-    load(at(32)).run({"image": images(1, 32)}, "logits")
+    load(at(32)).run({"image": images(1, 32)})["logits"]
     (kept,) = (tmp_path / "cache" / "ropevit-export").iterdir()
     assert kept.read_bytes() == b"compiled"
     load(at(32))
@@ -147,7 +147,7 @@ def test_what_rtx_compiled_is_there_for_the_next_process(load: Load, tmp_path: P
 
 def test_a_cache_that_cannot_be_written_is_no_error(load: Load, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder would be")
-    assert load(at(32)).run({"image": images(1, 32)}, "logits").shape == (1, 1)
+    assert load(at(32)).run({"image": images(1, 32)})["logits"].shape == (1, 1)
 
 
 def test_the_fake_has_nothing_that_the_real_ones_lack() -> None:

@@ -20,6 +20,7 @@ from ropevit_export.errors import BackendError, InputError
 from ropevit_export.parity.samples import PHOTOS
 from ropevit_export.runtime import load
 from ropevit_export.values import Resolution
+from tests.conftest import golden_of
 
 DIGITS = ("--model", "rope_mixed_deit_digits", "--res", "32", "-q")
 SIZE = Resolution.parse("32")
@@ -72,7 +73,7 @@ def test_every_file_of_the_bundle_says_the_format(bundle: Path) -> None:
         assert [each["dtype"] for each in (*artifact["inputs"], *artifact["outputs"])] == [dtype, dtype]
         props = onnx.load(bundle / artifact["path"], load_external_data=False).metadata_props
         assert json.loads(next(each.value for each in props if each.key == "preprocess"))["dtype"] == dtype
-    image, expected = golden.read(bundle / golden.name(SIZE))
+    image, expected = golden_of(bundle / golden.name(SIZE))
     assert (image.dtype, expected.dtype) == (np.dtype(dtype), np.dtype(np.float32))
     assert f"which the graph takes in {dtype}" in (bundle / "report.md").read_text()
 
@@ -92,7 +93,7 @@ def test_a_host_feeds_and_gets_the_format(bundle: Path, backend: str) -> None:
     model = load(bundle, backend)
     with Image.open(PHOTOS[0]) as photo:
         image = model.prepare(photo)
-    given, expected = golden.read(bundle / golden.name(SIZE))
+    given, expected = golden_of(bundle / golden.name(SIZE))
     assert image.dtype == dtype_of(bundle)
     assert np.array_equal(image, given[1:2])
     answer = model.run(image)
@@ -110,11 +111,11 @@ def test_another_format_is_refused_not_converted(bundle: Path) -> None:
 def test_answers_are_those_of_float32_ends_rounded(single: Path, tmp_path: Path) -> None:
     """The cast that is gone was the rounding that the host now does. ONNX Runtime itself may drop it, emulation not."""
     half = exported(tmp_path / "half", "--precision", "fp16", "--io-precision", "fp16")
-    image, _ = golden.read(half / golden.name(SIZE))
-    exact, _ = golden.read(single / golden.name(SIZE))
+    image, _ = golden_of(half / golden.name(SIZE))
+    exact, _ = golden_of(single / golden.name(SIZE))
     assert np.array_equal(image, exact.astype(np.float16))
     ours, theirs = (
-        Emulated(folder / "model-32.onnx", precision="fp16").run({"image": given[:1]}, "logits")
+        Emulated(folder / "model-32.onnx", precision="fp16").run({"image": given[:1]})["logits"]
         for folder, given in ((half, image), (single, exact))
     )
     assert np.array_equal(ours, theirs)
@@ -136,7 +137,7 @@ def test_position_inputs_have_the_format_too(tmp_path: Path) -> None:
     assert [(each["name"], each["dtype"]) for each in artifact["inputs"]] == [
         (name, "float16") for name in ("image", "cos", "sin", "pos_embed")
     ]
-    image, expected = golden.read(path / golden.name(Resolution.parse("48")))
+    image, expected = golden_of(path / golden.name(Resolution.parse("48")))
     for backend in ("onnxruntime", "openvino"):
         answer = load(path, backend).run(image[:1])
         np.testing.assert_allclose(answer, expected[:1], atol=1.5e-2 * np.sqrt((expected**2).mean()))
@@ -175,7 +176,7 @@ def test_openvino_gives_bfloat16_as_such(tmp_path: Path) -> None:
     g (bfloat16[3] image) => (bfloat16[3] logits) { logits = Neg (image) }"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
     image = np.array([1, -2.5, 0.1], ml_dtypes.bfloat16)
-    answer = openvino.OpenVino(tmp_path / "m.onnx", precision="bf16").run({"image": image}, "logits")
+    answer = openvino.OpenVino(tmp_path / "m.onnx", precision="bf16").run({"image": image})["logits"]
     assert answer.dtype == ml_dtypes.bfloat16
     assert np.array_equal(answer, -image)
 

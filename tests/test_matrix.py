@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ropevit_export import cli, pipeline
-from ropevit_export.bundle import manifest
+from ropevit_export.bundle import manifest, resume
 from ropevit_export.errors import BundleError
 from ropevit_export.models.zoo import find_model
 from ropevit_export.request import Request
@@ -179,21 +179,21 @@ def test_a_bundle_of_another_request_is_not_kept(built: Path, changes: dict[str,
 
     changes = {key: Dim.parse(value) if key == "batch" else value for key, value in changes.items()}
     with pytest.raises(BundleError, match=sentence):
-        pipeline.existing(request(**changes), built)
-    assert pipeline.existing(request(**changes), built, force=True) is None
+        resume.existing(request(**changes), built)
+    assert resume.existing(request(**changes), built, force=True) is None
 
 
 def test_a_bundle_of_other_versions_is_not_kept(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = pipeline._versions()
-    kept = pipeline.existing(request(), built)
+    now = resume.versions()
+    kept = resume.existing(request(), built)
     assert kept is not None
     assert kept.kept
     for unimportant in ({"python": "3.99"}, {"tensorrt": "11.0"}):
-        monkeypatch.setattr(pipeline, "_versions", lambda given=unimportant: now | given)
-        assert pipeline.existing(request(), built) is not None
-    monkeypatch.setattr(pipeline, "_versions", lambda: now | {"torch": "99"})
+        monkeypatch.setattr(resume, "versions", lambda given=unimportant: now | given)
+        assert resume.existing(request(), built) is not None
+    monkeypatch.setattr(resume, "versions", lambda: now | {"torch": "99"})
     with pytest.raises(BundleError, match="was built with torch .*, which is 99 now"):
-        pipeline.existing(request(), built)
+        resume.existing(request(), built)
 
 
 def test_a_bundle_of_weights_that_changed_is_not_kept(tmp_path: Path, built: Path) -> None:
@@ -207,23 +207,23 @@ def test_a_bundle_of_weights_that_changed_is_not_kept(tmp_path: Path, built: Pat
     wanted = request(weights=str(mine))
     found.model_copy(update={"request": wanted.options()}).write(copy)
     assert "/" not in str(wanted.options())
-    assert pipeline.existing(wanted, copy) is not None
+    assert resume.existing(wanted, copy) is not None
     mine.write_bytes(b"tuned again")
     with pytest.raises(BundleError, match="was built from other weights than mine.safetensors holds now"):
-        pipeline.existing(wanted, copy)
+        resume.existing(wanted, copy)
     found.model_copy(update={"request": None}).write(copy)
     with pytest.raises(BundleError, match="was built by a version that did not note its request"):
-        pipeline.existing(wanted, copy)
+        resume.existing(wanted, copy)
 
 
 def test_calibration_images_that_changed_are_another_request(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(b"one")
     wanted = request(precision="int8", calib=str(tmp_path / "photos"))
-    before = pipeline._noted(wanted)
+    before = resume.noted(wanted)
     assert before["calib"] == "photos"
     (tmp_path / "photos" / "a.png").write_bytes(b"two")
-    assert pipeline._noted(wanted) != before
+    assert resume.noted(wanted) != before
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ def test_probes_say_how_large_values_get(case: Make, model: str, tmp_path: Path)
     copy, probes = passes.probed(graph.model)
     kinds = [node.op_type for node in graph.model.graph]
     session = OnnxRuntime(write(dataclasses.replace(graph, model=copy), tmp_path / "probed.onnx"))
-    answer, *reached = session.run_all({"image": each.images[:1]}, ["logits", *(probe.output for probe in probes)])
+    answers = session.run({"image": each.images[:1]})
+    answer, reached = answers["logits"], [answers[probe.output] for probe in probes]
     by_kind = {probe.operation: float(value) for probe, value in zip(probes, reached, strict=True)}
     np.testing.assert_allclose(answer, each.theirs[:1], atol=2e-5)
     assert by_kind["Gemm"] == np.abs(answer).max()
@@ -139,7 +140,7 @@ def test_emulation_rounds_every_result(
     io = IoSpec(resolution=Resolution.parse("8"), batch=ONE, output="logits", pixels=False)
     graph = passes.apply(Graph(model=model, io=io), [ToHalf(POLICIES[precision])])
     image = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
-    ours = Emulated(write(graph, tmp_path / "m.onnx"), precision=precision).run({"image": image}, "logits")
+    ours = Emulated(write(graph, tmp_path / "m.onnx"), precision=precision).run({"image": image})["logits"]
     narrow = TYPES[precision]
     b = image.astype(narrow) * np.float32(0.3333333).astype(narrow) + np.ones((), narrow)
     assert np.array_equal(ours, (b * b).astype(np.float32))
@@ -151,7 +152,7 @@ def test_emulation_overflows_where_the_format_does(case: Make, tmp_path: Path) -
     tensors = {**each.sized.tensors, "blocks.1.norm1.weight": each.sized.tensors["blocks.1.norm1.weight"] * 3e4}
     wrong = dataclasses.replace(each, sized=dataclasses.replace(each.sized, tensors=tensors))
     write(passes.convert(simple(wrong), "fp16"), tmp_path / "m.onnx")
-    answers = [runner.run({"image": each.images[:1]}, "logits") for runner in checkers(tmp_path / "m.onnx", "fp16")]
+    answers = [runner.run({"image": each.images[:1]})["logits"] for runner in checkers(tmp_path / "m.onnx", "fp16")]
     assert len(answers) == 2
     assert not np.isfinite(answers[1]).all()
 

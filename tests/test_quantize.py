@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 
 from ropevit_export import passes
+from ropevit_export.backends.float32 import Float32Graph
 from ropevit_export.backends.onnxruntime import OnnxRuntime
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.errors import BackendError, PassError
@@ -80,7 +81,9 @@ def float_graph(case: Case) -> Graph:
 
 
 def quantized(case: Case, coding: Coding) -> passes.Quantized:
-    return passes.run_quantized(float_graph(case), coding, [{"image": image[None]} for image in case.images])
+    return passes.run_quantized(
+        float_graph(case), coding, [{"image": image[None]} for image in case.images], Float32Graph
+    )
 
 
 def with_shapes(model: ir.Model) -> ir.Model:
@@ -170,7 +173,7 @@ def test_weights_are_uint8_where_sums_would_be_cut(case: Make, tmp_path: Path, m
             monkeypatch.setattr(hardware, "cpu_features", lambda features=features: features)
             session = OnnxRuntime(path, precision="int8")
             assert session.describe.endswith(", weights as uint8 for want of VNNI") == (features == ["avx2"])
-            answers.append(session.run({"image": each.images[:1]}, "logits"))
+            answers.append(session.run({"image": each.images[:1]})["logits"])
         assert np.array_equal(answers[0], answers[2])
         assert cosine(answers[1], answers[0]) > 0.999  # with VNNI the same; without, the others are cut
 
@@ -182,13 +185,13 @@ def test_a_layer_for_each_of_q_k_and_v_gives_the_same(case: Make, model: str) ->
     theirs, before = infer(graph, each.images[:1]), len(linear_layers(graph))
     FuseRotation()(graph)
     ir.passes.common.RemoveUnusedNodesPass()(graph)
-    ranges = calibrate(graph, [{"image": image[None]} for image in each.images])
+    ranges = calibrate(graph, [{"image": image[None]} for image in each.images], Float32Graph)
     after = split_heads(graph, ranges)
     np.testing.assert_allclose(infer(graph, each.images[:1]), theirs, atol=1e-5)
     extra = sum(len(layer.result.uses()) > 0 for layer in linear_layers(graph)) - before
     blocks = len(each.spec.blocks)
     assert extra == (2 * blocks if each.spec.family == "swin" else 2 * (blocks - 1) + 1)  # the last block's q is apart
-    measured = calibrate(graph, [{"image": image[None]} for image in each.images])
+    measured = calibrate(graph, [{"image": image[None]} for image in each.images], Float32Graph)
     for layer in linear_layers(graph):
         name = str(layer.result.name)
         np.testing.assert_allclose(after[name].low, measured[name].low, atol=1e-4)
@@ -211,7 +214,7 @@ def test_what_is_added_to_the_tokens_does_not_have_8_bits(case: Make, model: str
 
 def test_8_bit_results_follow_their_ranges(case: Make) -> None:
     each = case("rope_mixed_deit_small", "64")
-    ranges = calibrate(float_graph(each).model, [{"image": image[None]} for image in each.images])
+    ranges = calibrate(float_graph(each).model, [{"image": image[None]} for image in each.images], Float32Graph)
     results = {str(layer.result.name) for layer in linear_layers(float_graph(each).model)}
 
     def answer(factor: float) -> np.ndarray:
@@ -233,20 +236,20 @@ def test_balancing_moves_outliers_and_leaves_numbers(graph_of: Text) -> None:
     theirs = infer(model, image)
     model.graph.initializers["gain"].const_value = ir.tensor(np.array([1, 1, 100, 0.1], np.float32))
     outlier = infer(model, image)
-    before = calibrate(model, [{"image": image}])
+    before = calibrate(model, [{"image": image}], Float32Graph)
     after = balance(model, before)
     np.testing.assert_allclose(infer(model, image), outlier, rtol=1e-5, atol=1e-4)
     assert not np.allclose(theirs, outlier)
     spread = [each["x"].peaks.max() / each["x"].peaks.min() for each in (before, after)]
     assert spread[1] < spread[0] / 5
-    measured = calibrate(model, [{"image": image}])["x"]
+    measured = calibrate(model, [{"image": image}], Float32Graph)["x"]
     np.testing.assert_allclose(after["x"].high, measured.high, rtol=1e-5)
 
 
 def test_a_norm_that_something_else_reads_is_not_balanced(graph_of: Text) -> None:
     model = with_shapes(graph_of(PAIR.replace("c = Gelu (b)", "f = Add (b, x)\n    c = Gelu (f)")))
     image = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
-    ranges = calibrate(model, [{"image": image}])
+    ranges = calibrate(model, [{"image": image}], Float32Graph)
     assert balance(model, ranges) == ranges
     assert np.array_equal(model.graph.initializers["gain"].const_value.numpy(), np.float32([1, 1, 1, 0.1]))  # type: ignore[union-attr]
 
@@ -254,8 +257,8 @@ def test_a_norm_that_something_else_reads_is_not_balanced(graph_of: Text) -> Non
 def test_ranges_cover_all_images(graph_of: Text) -> None:
     model = with_shapes(graph_of(PAIR))
     images = np.random.default_rng(0).standard_normal((3, 2, 3, 4)).astype(np.float32)
-    alone = [calibrate(model, [{"image": image}])["c"] for image in images]
-    together = calibrate(model, ({"image": image} for image in images))["c"]
+    alone = [calibrate(model, [{"image": image}], Float32Graph)["c"] for image in images]
+    together = calibrate(model, ({"image": image} for image in images), Float32Graph)["c"]
     assert np.array_equal(together.low, np.min([each.low for each in alone], 0))
     assert np.array_equal(together.high, np.max([each.high for each in alone], 0))
 
@@ -263,9 +266,9 @@ def test_ranges_cover_all_images(graph_of: Text) -> None:
 def test_no_image_and_no_number_are_errors(graph_of: Text) -> None:
     model = with_shapes(graph_of(PAIR))
     with pytest.raises(PassError, match="no calibration image was given: 8-bit ranges are measured on"):
-        calibrate(model, [])
+        calibrate(model, [], Float32Graph)
     with pytest.raises(PassError, match="x is not finite on the calibration images"):
-        calibrate(model, [{"image": np.full((2, 3, 4), np.nan, np.float32)}])
+        calibrate(model, [{"image": np.full((2, 3, 4), np.nan, np.float32)}], Float32Graph)
 
 
 def test_a_one_sided_range_uses_all_codes_and_keeps_zero() -> None:
@@ -293,7 +296,7 @@ def test_quantizing_changes_numbers_little_and_only_once(graph_of: Text, form: s
     model = with_shapes(graph_of(PAIR))
     image = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     theirs = infer(model, image)
-    ranges = calibrate(model, [{"image": image}])
+    ranges = calibrate(model, [{"image": image}], Float32Graph)
     step = QuantizeLinear(ranges, "int8") if form == "engines" else QuantizeRows(ranges)
     assert step(model).modified
     ours = infer(model, image)
@@ -308,7 +311,7 @@ def test_both_forms_have_the_same_codes(graph_of: Text) -> None:
     answers = []
     for make in (lambda ranges: QuantizeLinear(ranges, "int8"), QuantizeRows):
         model = with_shapes(graph_of(PAIR))
-        make(calibrate(model, [{"image": image}]))(model)
+        make(calibrate(model, [{"image": image}], Float32Graph))(model)
         answers.append(infer(model, image))
     np.testing.assert_allclose(answers[0], answers[1], atol=5e-3 * np.abs(answers[0]).max())
 
@@ -353,7 +356,7 @@ def test_scores_of_many_tokens_are_in_8_bits_some_heads_at_a_time(
 def test_8_bit_scores_alone_change_numbers_little(case: Make) -> None:
     each = case("rope_mixed_deit_small", "192")
     graph = float_graph(each).model
-    ranges = calibrate(graph, [{"image": image[None]} for image in each.images])
+    ranges = calibrate(graph, [{"image": image[None]} for image in each.images], Float32Graph)
     theirs = infer(graph, each.images[:1])
     assert QuantizeScores(ranges)(graph).modified
     ours = infer(graph, each.images[:1])
@@ -369,7 +372,7 @@ def test_8_bit_scores_alone_change_numbers_little(case: Make) -> None:
 def test_few_tokens_and_unknown_ones_keep_one_operator(case: Make) -> None:
     each = case("rope_mixed_deit_small", "64")
     graph = float_graph(each).model
-    ranges = calibrate(graph, [{"image": image[None]} for image in each.images])
+    ranges = calibrate(graph, [{"image": image[None]} for image in each.images], Float32Graph)
     assert not QuantizeScores(ranges)(graph).modified
     assert not QuantizeScores({})(float_graph(case("rope_mixed_deit_small", "192")).model).modified
 
@@ -386,7 +389,7 @@ def test_a_graph_of_any_size_and_batch_is_quantized(case: Make) -> None:
                 rope="dynamic")  # fmt: skip
     graph = passes.run(trace_dynamic(each.spec, each.weights, None, io), "fp32")
     theirs = infer(graph.model, each.images[:2])
-    both = passes.run_quantized(graph, "int8", [{"image": each.images}])
+    both = passes.run_quantized(graph, "int8", [{"image": each.images}], Float32Graph)
     assert both.onnxruntime is not None
     for made in (both.engines, both.onnxruntime):
         assert cosine(infer(made.model, each.images[:2]), theirs) > 0.998

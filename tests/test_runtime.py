@@ -17,6 +17,7 @@ from ropevit_export.parity.samples import PHOTOS
 from ropevit_export.runtime import load
 from ropevit_export.values import Resolution
 from tests import fake_gpu
+from tests.conftest import golden_of
 from tests.fake_gpu import Profile
 
 BACKENDS = ("onnxruntime", "openvino")
@@ -46,7 +47,7 @@ def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("size", ["32x48", "48"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_bundle_of_several_sizes_picks_the_graph(baked: Path, size: str, backend: str) -> None:
-    image, expected = golden.read(baked / golden.name(Resolution.parse(size)))
+    image, expected = golden_of(baked / golden.name(Resolution.parse(size)))
     np.testing.assert_allclose(load(baked, backend).run(image), expected, atol=5e-5)
 
 
@@ -54,13 +55,13 @@ def test_a_bundle_of_several_sizes_picks_the_graph(baked: Path, size: str, backe
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_bundle_runs_a_size_that_was_not_named(mode: str, backend: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(mode)
-    image, expected = golden.read(folder / golden.name(Resolution(height=16, width=32)))
+    image, expected = golden_of(folder / golden.name(Resolution(height=16, width=32)))
     np.testing.assert_allclose(load(folder, backend).run(image[:1]), expected[:1], atol=5e-5)
 
 
 def test_a_photograph_is_prepared_as_parity_prepares_it(dynamic: Path) -> None:
     model, size = load(dynamic), Resolution.parse("48")
-    image, expected = golden.read(dynamic / golden.name(size))
+    image, expected = golden_of(dynamic / golden.name(size))
     with Image.open(PHOTOS[0]) as photo:
         prepared = model.prepare(photo, size)
     assert np.array_equal(prepared, image[1:2])

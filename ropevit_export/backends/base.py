@@ -18,8 +18,8 @@ class Runner(Protocol):
     @property
     def describe(self) -> str: ...
 
-    def run(self, feeds: Arrays, output: str) -> Array:
-        """The named output; raises BackendError."""
+    def run(self, feeds: Arrays) -> dict[str, Array]:
+        """Every output by its name; raises BackendError."""
         ...
 
 

@@ -8,7 +8,6 @@ attention scores and probabilities are rounded as well, which fused attention ke
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,12 +38,9 @@ class Emulated:
     def describe(self) -> str:
         return f"{self._session.describe}, every result rounded to {self._rounded}"
 
-    def run(self, feeds: Arrays, output: str) -> Array:
-        return self.run_all(feeds, [output])[0]
-
-    def run_all(self, feeds: Arrays, outputs: Sequence[str]) -> list[Array]:
+    def run(self, feeds: Arrays) -> dict[str, Array]:
         given = {name: array if array.dtype == np.uint8 else array.astype(np.float32) for name, array in feeds.items()}
-        return self._session.run_all(given, outputs)
+        return self._session.run(given)
 
 
 def rounded(model: ir.Model) -> ir.Model:

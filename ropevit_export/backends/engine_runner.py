@@ -127,7 +127,7 @@ class EngineRunner:
     def describe(self) -> str:
         return f"{self._library.name} {self._trt.__version__}, {self._gpu.name}, {self._precision}"
 
-    def run(self, feeds: Arrays, output: str) -> Array:
+    def run(self, feeds: Arrays) -> dict[str, Array]:
         given = {name: self._array(name, feeds) for name in self._inputs}
         shapes = {name: array.shape for name, array in given.items()}
         is_new = shapes != self._shapes
@@ -139,11 +139,12 @@ class EngineRunner:
         addresses = {name: self._bound(name, array) for name, array in answers.items()}
         if not self._context.execute_async_v3(self._gpu.stream):
             raise BackendError(f"{self._library.name} failed to run {self._plan}: {self._log.reason()}")
-        self._gpu.to_host(answers[output], addresses[output])
+        for name, array in answers.items():
+            self._gpu.to_host(array, addresses[name])
         self._gpu.wait()
         if is_new and self._cache is not None:
             self._cache.keep()
-        return answers[output]
+        return answers
 
     def _array(self, name: str, feeds: Arrays) -> Array:
         if name not in feeds:

@@ -135,12 +135,13 @@ class OnnxRuntime:
         on_cpu = sum(count for name, count in counts if name == CPU)
         return f", {on_cpu} of {sum(count for _, count in counts)} nodes on the CPU" if on_cpu else ""
 
-    def run(self, feeds: Arrays, output: str) -> Array:
-        return self.run_all(feeds, [output])[0]
-
-    def run_all(self, feeds: Arrays, outputs: Sequence[str]) -> list[Array]:
+    def run(self, feeds: Arrays) -> dict[str, Array]:
+        names = [output.name for output in self._session.get_outputs()]
         try:
-            return [np.asarray(each) for each in self._session.run(list(outputs), dict(feeds))]
+            return {
+                name: np.asarray(answer)
+                for name, answer in zip(names, self._session.run(names, dict(feeds)), strict=True)
+            }
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed to run: {_line(error)}") from error
 

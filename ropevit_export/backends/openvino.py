@@ -57,6 +57,7 @@ class OpenVino:
         if taken != wanted:
             raise BackendError(f"asked OpenVINO to compute {model.name} in {wanted}, {device} takes {taken}.")
         self._inputs = {each.get_any_name() for each in self._compiled.inputs}
+        self._outputs = [each.get_any_name() for each in self._compiled.outputs]
         bfloat16 = [each for each in self._compiled.outputs if each.get_element_type().get_type_name() == "bf16"]
         self._bfloat16 = {each.get_any_name() for each in bfloat16}
         self._describe = f"OpenVINO {openvino.__version__.split('-')[0]}, {device}, computed in {taken}"
@@ -69,15 +70,17 @@ class OpenVino:
     def describe(self) -> str:
         return self._describe
 
-    def run(self, feeds: Arrays, output: str) -> Array:
+    def run(self, feeds: Arrays) -> dict[str, Array]:
         missing = self._inputs - feeds.keys()
         if missing:  # OpenVINO would go on with whatever was there
             raise BackendError(f"OpenVINO failed to run: no {', '.join(sorted(missing))} was given.")
         try:
-            answer = np.array(self._compiled(dict(feeds))[output])
+            found = self._compiled(dict(feeds))
+            answers = {name: np.array(found[name]) for name in self._outputs}
         except Exception as error:
             raise BackendError(f"OpenVINO failed to run: {_last_line(error)}") from error
-        return answer.view(ml_dtypes.bfloat16) if output in self._bfloat16 else answer  # it calls the bits float16
+        # it calls the bits of bfloat16 float16
+        return answers | {name: answers[name].view(ml_dtypes.bfloat16) for name in self._bfloat16}
 
 
 class OpenVinoBuilder:

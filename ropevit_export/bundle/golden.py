@@ -5,31 +5,42 @@ A safetensors file: 8 bytes little-endian header length, a JSON header with dtyp
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, numpy
 
 from ropevit_export.errors import BundleError
 from ropevit_export.values import Resolution
 
-Array = npt.NDArray[np.generic]
+if TYPE_CHECKING:
+    from ropevit_export.values import Array, Arrays
 
 
 def name(resolution: Resolution) -> str:
     return f"golden-{resolution}.safetensors"
 
 
-def write(path: Path, image: Array, expected: Array) -> None:
-    """`image` is what the graph takes, in its format; `expected` what the reference answers, sample by sample."""
-    path.write_bytes(numpy.save({"expected": np.ascontiguousarray(expected), "image": np.ascontiguousarray(image)}))
+def write(path: Path, images: Array, expected: Arrays) -> None:
+    """`images`: what the graph takes, in its format. `expected`: what the reference answers, sample by sample.
+
+    The first output is called `expected`, a further one `expected.NAME`.
+    """
+    tensors = {key: expected[output] for key, output in _keys(expected).items()} | {"image": images}
+    path.write_bytes(numpy.save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)}))
 
 
-def read(path: Path) -> tuple[Array, Array]:
-    """(image, expected)."""
+def read(path: Path, outputs: Sequence[str]) -> tuple[Array, dict[str, Array]]:
+    """(images, expected by output)."""
     try:
         tensors = numpy.load_file(path)
-        return tensors["image"], tensors["expected"]
+        return tensors["image"], {output: tensors[key] for key, output in _keys(outputs).items()}
     except (SafetensorError, KeyError, OSError) as error:
         raise BundleError(f"{path} is not a golden file: {error}.") from error
+
+
+def _keys(outputs: Iterable[str]) -> dict[str, str]:
+    """Outputs by their tensors' names in the file."""
+    return {f"expected.{output}" if index else "expected": output for index, output in enumerate(outputs)}

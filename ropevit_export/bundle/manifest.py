@@ -4,6 +4,7 @@ an unknown or missing one is an error.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -187,6 +188,18 @@ class Manifest(_Strict):
             *self.files,
         ]
         return [(entry.path, entry.sha256) for entry in entries]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """A written bundle; `remark` says why something that could have been expected is not in it. `kept`: an earlier run
+    had written it.
+    """
+
+    path: Path
+    manifest: Manifest
+    remark: str | None
+    kept: bool = False
 
 
 def read(bundle: Path) -> Manifest:

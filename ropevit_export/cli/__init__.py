@@ -13,8 +13,8 @@ import click
 
 from ropevit_export.cli import bench, check, doctor, evaluate, inspect, models  # noqa: F401 - they register verbs
 from ropevit_export.cli.export import cli
-from ropevit_export.cli.terminal import SIGNALS, Interrupted, interrupt
 from ropevit_export.errors import RopevitError
+from ropevit_export.machine.process import SIGNALS, Interrupted, interrupt
 
 
 def main() -> NoReturn:

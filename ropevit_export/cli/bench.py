@@ -10,7 +10,8 @@ import click
 
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.options import BACKENDS, count, list_of
-from ropevit_export.cli.terminal import progress_bar, quiet_libraries, show
+from ropevit_export.cli.terminal import progress_bar, show
+from ropevit_export.machine.process import quiet_libraries
 from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from ropevit_export.cli.export import cli
-from ropevit_export.cli.terminal import quiet_libraries
 from ropevit_export.errors import ParityError, UsageError
+from ropevit_export.machine.process import quiet_libraries
 
 
 @cli.command()
@@ -33,7 +33,7 @@ def check(bundle: Path, layers: bool, weights: str | None, as_json: bool) -> Non
     with quiet_libraries():
         reports = checking.check(bundle)
     if as_json:
-        from ropevit_export.pipeline import parity_entry
+        from ropevit_export.bundle.draft import parity_entry
 
         rows = [json.loads(parity_entry(each).model_dump_json()) for each in reports]
         click.echo(json.dumps({"bundle": str(bundle), "parity": rows}, indent=2, allow_nan=False))

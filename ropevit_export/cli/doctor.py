@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ropevit_export.cli.export import cli
-from ropevit_export.cli.terminal import progress_bar, quiet_libraries, show
+from ropevit_export.cli.terminal import progress_bar, show
+from ropevit_export.machine.process import quiet_libraries
 
 if TYPE_CHECKING:
     from ropevit_export.verbs.doctor import Diagnosis

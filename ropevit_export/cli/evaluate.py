@@ -12,7 +12,8 @@ import click
 
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.options import BACKENDS
-from ropevit_export.cli.terminal import quiet_libraries, show
+from ropevit_export.cli.terminal import show
+from ropevit_export.machine.process import quiet_libraries
 from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:

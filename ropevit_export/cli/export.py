@@ -12,14 +12,15 @@ import click
 
 from ropevit_export.cli import recipes
 from ropevit_export.cli.options import ENGINES, list_of, one, target
-from ropevit_export.cli.terminal import progress_bar, quiet_libraries, show
+from ropevit_export.cli.terminal import progress_bar, show
 from ropevit_export.errors import UsageError
+from ropevit_export.machine.process import quiet_libraries
 from ropevit_export.models.zoo import find_model
 from ropevit_export.request import EngineOptions, Request, TimingCache
 from ropevit_export.values import Dim, Resolution
 
 if TYPE_CHECKING:
-    from ropevit_export.pipeline import Bundle
+    from ropevit_export.bundle.manifest import Bundle
 
 
 @click.group(

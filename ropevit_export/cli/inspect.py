@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ropevit_export.cli.export import cli
-from ropevit_export.cli.terminal import quiet_libraries, show
+from ropevit_export.cli.terminal import show
+from ropevit_export.machine.process import quiet_libraries
 
 if TYPE_CHECKING:
     from rich.table import Table

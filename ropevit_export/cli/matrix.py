@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ropevit_export.cli import recipes
-from ropevit_export.cli.terminal import Interrupted, quiet_libraries, show
+from ropevit_export.cli.terminal import show
 from ropevit_export.errors import MatrixError, ParityError, UsageError
+from ropevit_export.machine.process import Interrupted, quiet_libraries
 from ropevit_export.request import Request
 from ropevit_export.values import Resolution
 

@@ -1,36 +1,17 @@
-"""What all verbs share with a terminal: signals, progress, tables. Nothing here imports torch or a runtime."""
+"""What all verbs share with a terminal: progress and tables. Nothing here imports torch or a runtime."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from ropevit_export.machine.process import Interrupted
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-# Ctrl-C, a polite kill, a closed terminal (which Windows does not have)
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-class Interrupted(BaseException):
-    """Raised where a signal arrives, so that every `finally` on the way out runs.
-
-    Python drops what is raised inside a finaliser or a library's callback: the next stage then raises it again.
-    """
-
-    arrived = False
-
-
-def interrupt(number: int, frame: object) -> NoReturn:
-    Interrupted.arrived = True
-    for signum in SIGNALS:  # a second one must not stop the clean-up
-        signal.signal(signum, signal.SIG_IGN)
-    raise Interrupted
 
 
 @contextlib.contextmanager
@@ -65,14 +46,6 @@ def progress_bar(stages: int, *, quiet: bool) -> Iterator[Callable[[str], None]]
             yield advance
     finally:
         log.removeHandler(handler)
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """What libraries print goes nowhere near our stdout, and their warnings are not the user's."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def show(table: Table, width: int = 140) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -51,6 +51,10 @@ class Census:
 
     counts: dict[str, Count] = field(default_factory=lambda: defaultdict(Count))
     faults: list[str] = field(default_factory=list)
+
+    def rows(self) -> dict[str, dict[str, int]]:
+        """Counts as plain numbers."""
+        return {name: asdict(count) for name, count in self.counts.items()}
 
     def require(self, artifact: str, precision: Precision, lifts: Mapping[str, str] = MappingProxyType({})) -> None:
         """Raise BackendError where the artifact does not compute in what was asked for, or in what `lifts` says that a

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ropevit_export.parity.tolerance import Tolerance
-from ropevit_export.values import Output, Resolution
+from ropevit_export.values import Resolution
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +58,7 @@ class ParityReport:
         )
 
 
-def compare(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating], output: Output) -> Metrics:
+def compare(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating], output: str) -> Metrics:
     """Both (samples, ...), of the same shape."""
     if ours.shape != theirs.shape:
         raise ValueError(f"shapes differ: {ours.shape} and {theirs.shape}")

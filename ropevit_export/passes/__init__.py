@@ -7,7 +7,7 @@ every operator has a kernel to fold with; precision comes last so that nothing a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from ropevit_export.passes.precision import POLICIES, RetypeEnds, ToHalf
 from ropevit_export.passes.quantize.codes import Coding
 from ropevit_export.passes.quantize.cpu import QuantizeRows, QuantizeScores, split_heads
 from ropevit_export.passes.quantize.engines import QuantizeLinear
-from ropevit_export.passes.quantize.ranges import balance, calibrate
+from ropevit_export.passes.quantize.ranges import Session, balance, calibrate
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
 from ropevit_export.passes.swin import MeanAfterHead, ScaleAfterProduct
@@ -89,9 +89,17 @@ class Quantized:
     onnxruntime: Graph | None
 
 
-def run_quantized(graph: Graph, coding: Coding, feeds: Iterable[Arrays], ends: str = "float32") -> Quantized:
-    """From the float32 graph that `simplify` gives, which is used up. `feeds`: what the graph takes, batch by batch."""
-    ranges = balance(graph.model, calibrate(graph.model, feeds))
+def run_quantized(
+    graph: Graph,
+    coding: Coding,
+    feeds: Iterable[Arrays],
+    load: Callable[[ir.Model], Session],
+    ends: str = "float32",
+) -> Quantized:
+    """From the float32 graph that `simplify` gives, which is used up. `feeds`: what the graph takes, batch by batch;
+    `load` makes a float32 model ready to run on them.
+    """
+    ranges = balance(graph.model, calibrate(graph.model, feeds, load))
     fast = None
     if coding == "int8":
         fast = dataclasses.replace(graph, model=_separate(graph.model))

@@ -335,7 +335,7 @@ def _peer(contender: Contender, listed: manifest.Manifest, size: Resolution, ima
     precision = _peer_precision(contender, listed)
     if contender.peer == "plain":
         session = _plain(contender.backend, reference.rounded(model, precision), precision, images, listed.output)
-        return f"{session.describe}, plain torch.onnx.export", lambda: session.run({"image": images}, listed.output)
+        return f"{session.describe}, plain torch.onnx.export", lambda: session.run({"image": images})
     device = "cuda" if contender.on_gpu else "cpu"
     run_batch = reference.batch_runner(model, compiled=contender.peer == "compile", device=device, precision=precision)
     text = f"PyTorch {importlib.metadata.version('torch')}, {contender.peer}, {device}, {DTYPES[precision]}"

@@ -62,7 +62,7 @@ def by_layer(bundle: Path, *, weights: str | None = None) -> list[Layers]:
     out = []
     for artifact in (each for each in listed.artifacts if each.kind == "onnx"):
         size = Resolution(height=artifact.resolutions[0][0], width=artifact.resolutions[0][1])
-        feed, _ = golden.read(bundle / golden.name(size))
+        feed, _ = golden.read(bundle / golden.name(size), [])
         feed = np.resize(feed, (artifact.batch.min, *feed.shape[1:]))
         images = normalise(feed.astype(np.uint8), preprocess) if preprocess.dtype == "uint8" else feed
         theirs = reference_of(listed, size, weights).block_values(images.astype(np.float32))
@@ -78,12 +78,15 @@ def by_layer(bundle: Path, *, weights: str | None = None) -> list[Layers]:
             path = Path(folder) / artifact.path
             ir.save(model, path, external_data="weights.data")
             for runner in checkers(path, artifact.precision):
-                ours = runner.run_all(feeds, [value.name or "" for value in values.values()])
+                answers = runner.run(feeds)
                 errors = tuple(
                     LayerError(
-                        artifact=artifact.path, runtime=runner.describe, place=place, error=_error(mine, theirs[place])
+                        artifact=artifact.path,
+                        runtime=runner.describe,
+                        place=place,
+                        error=_error(answers[value.name or ""], theirs[place]),
                     )
-                    for place, mine in zip(values, ours, strict=True)
+                    for place, value in values.items()
                 )
                 out.append(
                     Layers(

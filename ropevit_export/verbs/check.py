@@ -8,8 +8,8 @@ from ropevit_export.bundle import golden, manifest
 from ropevit_export.errors import BundleError
 from ropevit_export.machine.files import sha256
 from ropevit_export.parity.compare import ParityReport
+from ropevit_export.parity.measure import Sample, measure
 from ropevit_export.parity.tolerance import TOLERANCES
-from ropevit_export.pipeline import measure
 from ropevit_export.runtime import host_inputs
 from ropevit_export.values import Dim, IoSpec, Resolution
 
@@ -56,7 +56,7 @@ def _run(
         raise BundleError(
             f"{artifact.path} is of precision {artifact.precision}, for which there is no tolerance here."
         )
-    feed, expected = golden.read(bundle / golden.name(resolution))
+    images, expected = golden.read(bundle / golden.name(resolution), [output.name for output in artifact.outputs])
     io = IoSpec(
         resolution=resolution,
         rope=listed.rope,
@@ -65,12 +65,13 @@ def _run(
         pixels=listed.preprocess.dtype == "uint8",
         dtype=artifact.outputs[0].dtype,
     )
-    host, tolerance = host_inputs(bundle, artifact)(resolution), TOLERANCES[artifact.precision]
+    host = host_inputs(bundle, artifact)(resolution)
+    sample = Sample(resolution=resolution, images=images, host=host, expected=expected)
     try:
         return [
             each
             for runner in checkers(bundle / artifact.path, artifact.precision)
-            for each in measure(runner, artifact.path, io, resolution, host, feed, expected, tolerance)
+            for each in measure(runner, artifact.path, io, sample, TOLERANCES[artifact.precision])
         ]
     except ValueError as error:
         raise BundleError(f"{bundle / golden.name(resolution)} does not fit {artifact.path}: {error}.") from error

@@ -223,7 +223,7 @@ def _runs(name: str) -> str:
         path = Path(folder) / "tried.onnx"
         ir.save(ir.from_onnx_text(_GRAPH), path)
         session = runner(name, path, "fp32")
-        found = session.run({"x": np.array([[-1, 0, 1, 2]], np.float32)}, "y")
+        found = session.run({"x": np.array([[-1, 0, 1, 2]], np.float32)})["y"]
     if found.tolist() != [[0, 0, 1, 2]]:
         raise BackendError(f"{session.describe} computes wrong: {found.tolist()} for max(0, [-1, 0, 1, 2])")
     return f"{session.describe}; devices: {', '.join(openvino.devices())}" if name == "openvino" else session.describe

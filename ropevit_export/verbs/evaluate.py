@@ -183,7 +183,7 @@ def _answer(
     for start in range(0, len(images), step):
         part = images[start : start + step]
         feeds = {artifact.inputs[0].name: np.resize(part, (step, *part.shape[1:])), **host}
-        answers.append(session.run(feeds, artifact.outputs[0].name)[: len(part)])
+        answers.append(session.run(feeds)[artifact.outputs[0].name][: len(part)])
     return np.concatenate(answers)
 
 

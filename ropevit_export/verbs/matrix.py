@@ -26,6 +26,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from ropevit_export import pipeline
 from ropevit_export.bundle import staging
+from ropevit_export.bundle.manifest import Bundle
+from ropevit_export.bundle.resume import existing
 from ropevit_export.errors import BackendError, BundleError, RopevitError, UsageError
 from ropevit_export.request import Request
 
@@ -165,7 +167,7 @@ def _done(cell: Cell, force: bool) -> Outcome | None:
     """A bundle that is there already; it costs no process to see that."""
     start = time.monotonic()
     try:
-        kept = pipeline.existing(cell.request, cell.out, force=force)
+        kept = existing(cell.request, cell.out, force=force)
     except RopevitError as error:
         return Outcome(result="failed", reason=str(error), exit_code=error.exit_code)
     return None if kept is None else _finished(kept, time.monotonic() - start)
@@ -192,7 +194,7 @@ def _attempt_at(folder: str, cell: Cell, force: bool) -> Outcome:
     return _attempt(cell, force, lambda stage: None)
 
 
-def _finished(bundle: pipeline.Bundle, seconds: float) -> Outcome:
+def _finished(bundle: Bundle, seconds: float) -> Outcome:
     shares = [(each.metrics["relative"] or 0.0) / each.tolerance["relative"] for each in bundle.manifest.parity]
     return Outcome(
         result="kept" if bundle.kept else "built",
@@ -282,7 +284,7 @@ class _Child:
 
 def serve() -> None:
     """The process of a cell: reads it from stdin, writes stages and the outcome to stdout, a line of JSON each."""
-    from ropevit_export.cli.terminal import Interrupted, interrupt, quiet_libraries
+    from ropevit_export.machine.process import Interrupted, interrupt, quiet_libraries
 
     signal.signal(signal.SIGTERM, interrupt)
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:

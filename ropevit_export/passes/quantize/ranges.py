@@ -9,9 +9,9 @@ Legend: I inputs of a layer.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -58,29 +58,30 @@ class Range:
 Ranges = Mapping[str, Range]  # by the name of a linear layer's input or result, or of the q or k of an attention
 
 
-def calibrate(model: ir.Model, feeds: Iterable[Arrays]) -> dict[str, Range]:
-    """Run a float32 graph on each feed in turn, in ONNX Runtime, and measure linear layers and the inputs of scores.
+class Session(Protocol):
+    """A loaded model."""
+
+    def run(self, feeds: Arrays) -> Mapping[str, Array]: ...
+
+
+def calibrate(model: ir.Model, feeds: Iterable[Arrays], load: Callable[[ir.Model], Session]) -> dict[str, Range]:
+    """Run a float32 graph on each feed in turn and measure linear layers and the inputs of scores.
 
     Two numbers a channel are all that is kept. Of onnxruntime's calibrators, the one for minimum and maximum gives a
     range a tensor, too coarse to balance; the others hold every tensor of every image until the last.
     Raises PassError without an image, and where a value is not finite.
     """
-    import onnxruntime
-
     measured = model.clone()
     wanted = [value for each in linear_layers(measured) for value in (each.x, each.result)]
     wanted += [value for each in attentions(measured) for value in (each.q, each.k)]
     values = {str(value.name): value for value in wanted}
     _make_outputs(measured.graph, values)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    data = ir.to_proto(measured).SerializeToString()
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    session = load(measured)
     ranges: dict[str, Range] = {}
     for feed in feeds:
-        found = session.run(None, dict(feed))
-        for name, low, high in zip(values, found[::2], found[1::2], strict=True):
-            new = Range(low=low, high=high)
+        found = session.run(feed)
+        for name in values:
+            new = Range(low=found[f"{name}_ReduceMin"], high=found[f"{name}_ReduceMax"])
             ranges[name] = ranges[name].merged(new) if name in ranges else new
     if not ranges:
         raise PassError("no calibration image was given: 8-bit ranges are measured on some dozens of the job's own.")

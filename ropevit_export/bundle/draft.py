@@ -1,0 +1,197 @@
+"""A bundle while it is being written: files first, then what the manifest says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, resume
+from ropevit_export.errors import ParityError
+from ropevit_export.machine.files import sha256
+
+if TYPE_CHECKING:
+    from ropevit_export.parity.compare import ParityReport
+    from ropevit_export.request import EngineSpec, Request
+    from ropevit_export.values import Array, Arrays, Checkpoint, Form, Graph, IoSpec, Plan, Resolution, TensorSpec
+
+
+# How much of an artifact is in a number format (`manifest.CensusEntry`), by the format's name.
+Counts = Mapping[str, Mapping[str, int]]
+
+
+class Draft:
+    """What an export has made so far. Its folder takes the bundle's place only once `close` has written the manifest.
+
+    artifacts  listed in the order in which they are to stand in the manifest
+    notes      sentences for the report
+    """
+
+    def __init__(self, folder: Path, request: Request, checkpoint: Checkpoint, classes: int) -> None:
+        self.folder, self.request, self.checkpoint, self.classes = folder, request, checkpoint, classes
+        self.artifacts: list[manifest.ArtifactEntry] = []
+        self.parity: list[ParityReport] = []
+        self.notes: list[str] = []
+        self.weights = onnx_file.WeightFile(path=folder / "weights.data")
+        self._files: list[manifest.FileEntry] = []
+        self._beside_all: list[manifest.FileEntry] = []  # files that every artifact needs
+
+    def write_graph(self, graph: Graph, form: Form) -> Path:
+        """The graph as an ONNX file, its weights in the file that all graphs share."""
+        request, io = self.request, graph.io
+        stem = f"model-{io.rope if io.any_size else io.resolution}"
+        path = self.folder / (f"{stem}.onnx" if form == "portable" else f"{stem}.{form}.onnx")
+        source = {"source": self.checkpoint.source, "sha256": self.checkpoint.sha256}
+        source["trained"] = str(self.checkpoint.trained).lower()
+        limits = _limits(request, io) if io.any_size else {}
+        metadata = onnx_file.metadata(request.model, request.rope, request.preprocess, source)
+        onnx_file.write(graph, path, self.weights, metadata | limits)
+        return path
+
+    def add_graph(
+        self, path: Path, graph: Graph, form: Form, output: TensorSpec, counts: Counts
+    ) -> manifest.ArtifactEntry:
+        """List a written graph."""
+        request, io = self.request, graph.io
+        self.artifacts.append(
+            manifest.ArtifactEntry(
+                kind="onnx",
+                path=path.name,
+                sha256=sha256(path),
+                built_with=f"torch {importlib.metadata.version('torch')}, opset {graph.model.opset_imports['']}",
+                targets=(),
+                resolutions=tuple((size.height, size.width) for size in request.named_sizes(io)),
+                dynamic=_dynamic_entry(request, io),
+                batch=manifest.BatchEntry(**dataclasses.asdict(io.batch)),
+                precision=request.precision,
+                form=form,
+                inputs=tuple(manifest.TensorEntry(**dataclasses.asdict(tensor)) for tensor in io.inputs),
+                outputs=(manifest.TensorEntry(**dataclasses.asdict(output)),),
+                census=_census_entries(counts),
+            )
+        )
+        return self.artifacts[-1]
+
+    def write_layers(self, onnx: Path, suffix: str, plan: Plan) -> Path:
+        """The builder's own report of an engine, beside it."""
+        path = onnx.with_suffix(f"{suffix}.layers.json")
+        content = {"built_with": plan.built_with, "layers": plan.layers}
+        path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        return path
+
+    def add_engine(
+        self, source: manifest.ArtifactEntry, spec: EngineSpec, plan: Plan, layers: Path, counts: Counts
+    ) -> None:
+        """List an engine that was built from the graph `source`."""
+        engine, *parts = plan.files
+        self.artifacts.append(
+            source.model_copy(
+                update={
+                    "kind": spec.runtime,
+                    "path": engine.name,
+                    "sha256": sha256(engine),
+                    "built_with": plan.built_with,
+                    "targets": plan.targets,
+                    "options": spec.options.given(),
+                    "remark": plan.remark,
+                    "files": (*(_file("part", part) for part in parts), _file("layers", layers)),
+                    "census": _census_entries(counts),
+                    "profiles": tuple((each.resolution.height, each.resolution.width) for each in spec.profiles),
+                }
+            )
+        )
+
+    def add_golden(self, size: Resolution, images: Array, expected: Arrays) -> None:
+        path = self.folder / golden.name(size)
+        golden.write(path, images, expected)
+        self._files.append(_file("golden", path))
+
+    def add_positions(self, parts: Arrays) -> None:
+        """What a host fills the position inputs of every artifact from."""
+        path = self.folder / positions.NAME
+        positions.write(path, parts)
+        self._beside_all.append(_file(positions.KIND, path))
+
+    def require_parity(self) -> None:
+        """Raise ParityError for the first comparison that is out of tolerance."""
+        failed = [each for each in self.parity if not each.passed]
+        if failed:
+            raise ParityError(failed[0].sentence())
+
+    def keep_report(self, final: Path) -> Path:
+        """Write the report beside where the bundle would have been."""
+        path = final.with_name(f"{final.name}.out-of-tolerance.md")
+        path.write_text(self._report(), encoding="utf-8")
+        return path
+
+    def close(self) -> manifest.Manifest:
+        """Write report and manifest."""
+        request, checkpoint = self.request, self.checkpoint
+        weights = _file("weights", self.weights.path)  # whole only now
+        path = self.folder / report.REPORT
+        path.write_text(self._report(), encoding="utf-8")
+        written = manifest.Manifest(
+            model=request.model.name,
+            rope=request.rope,
+            output=request.output,
+            classes=self.classes,
+            weights=manifest.WeightsEntry(
+                source=checkpoint.source,
+                revision=checkpoint.revision,
+                sha256=checkpoint.sha256,
+                trained=checkpoint.trained,
+                remark=None if checkpoint.trained else report.UNTRAINED,
+            ),
+            preprocess=manifest.PreprocessEntry(**dataclasses.asdict(request.preprocess)),
+            artifacts=tuple(self._with_files(artifact, weights) for artifact in self.artifacts),
+            parity=tuple(parity_entry(each) for each in self.parity),
+            files=(*self._files, _file("report", path)),
+            versions=resume.versions(),
+            request=resume.noted(request),
+        )
+        written.write(self.folder)
+        return written
+
+    def _with_files(self, artifact: manifest.ArtifactEntry, weights: manifest.FileEntry) -> manifest.ArtifactEntry:
+        own = [weights] if artifact.kind == "onnx" else []
+        return artifact.model_copy(update={"files": (*own, *artifact.files, *self._beside_all)})
+
+    def _report(self) -> str:
+        return report.render(self.request, self.checkpoint, self.artifacts, self.parity, self.notes)
+
+
+def parity_entry(each: ParityReport) -> manifest.ParityEntry:
+    return manifest.ParityEntry(
+        artifact=each.artifact,
+        resolution=(each.resolution.height, each.resolution.width),
+        batch=each.batch,
+        inputs=each.inputs,
+        reference=each.reference,
+        runtime=each.runtime,
+        metrics=dataclasses.asdict(each.metrics),
+        tolerance=dataclasses.asdict(each.tolerance),
+        passed=each.passed,
+    )
+
+
+def _dynamic_entry(request: Request, io: IoSpec) -> manifest.DynamicEntry | None:
+    if not io.any_size:
+        return None
+    limit = (io.resolution.height, io.resolution.width)
+    return manifest.DynamicEntry(max=limit, multiple=request.model.multiple)
+
+
+def _limits(request: Request, io: IoSpec) -> dict[str, str]:
+    """What a dynamic graph can't say by its shapes: a host must not feed it other sizes."""
+    return {"max_size": f"{io.resolution.height}x{io.resolution.width}", "size_multiple": str(request.model.multiple)}
+
+
+def _census_entries(counts: Counts) -> tuple[manifest.CensusEntry, ...]:
+    return tuple(manifest.CensusEntry(format=name, **row) for name, row in sorted(counts.items()))
+
+
+def _file(kind: str, path: Path) -> manifest.FileEntry:
+    return manifest.FileEntry(kind=kind, path=path.name, sha256=sha256(path))
