@@ -22,6 +22,7 @@ from ropevit_export.images import calibration
 from ropevit_export.images.files import BUILT_IN
 from ropevit_export.images.preprocess import in_format, normalise
 from ropevit_export.inspect import census, fusion
+from ropevit_export.models.spec import ModelSpec
 from ropevit_export.parity import measure, samples
 from ropevit_export.parity.measure import Sample
 from ropevit_export.parity.tolerance import TOLERANCES
@@ -176,9 +177,7 @@ def _add_graph(draft: Draft, weights: Weights, io: IoSpec, progress: Progress) -
     if parts:
         draft.add_positions(parts)
     samples_by_size = {
-        size: Sample(
-            resolution=size, images=images, host=inputs.fill(parts, *request.model.grid(size)), expected=expected
-        )
+        size: Sample(resolution=size, images=images, host=_host(request, parts, size), expected=expected)
         for size, (images, expected) in references.items()
     }
     first = next(iter(samples_by_size.values()))
@@ -221,15 +220,17 @@ def _traced(request: Request, weights: Weights, io: IoSpec, progress: Progress) 
     from ropevit_export.rope.tables import block_factors, block_tables
     from ropevit_export.trace.export import trace, trace_dynamic, trace_inputs
 
-    spec, learned = request.model, _learned(weights)
+    spec = request.model
+    freqs, coordinates = _frequencies(spec, weights), spec.rope.coordinates
     with _stage(f"trace {io.resolution}", progress) as note:
         if io.rope == "inputs":
             traced = trace_inputs(spec, weights, io)
         elif io.rope == "dynamic":
-            traced = trace_dynamic(spec, weights, block_factors(spec, learned, io.resolution), io)
+            factors = block_factors(freqs, coordinates, spec.grid(io.resolution))
+            traced = trace_dynamic(spec, weights, factors, io)
         else:
-            sized = resize(spec, weights, io.resolution)
-            traced = trace(spec, sized, block_tables(spec, learned, io.resolution), io)
+            tables = block_tables(freqs, coordinates, spec.window(io.resolution), spec.prefix)
+            traced = trace(spec, resize(spec, weights, io.resolution), tables, io)
         note(f"{len(traced.model.graph)} nodes")
     with _stage(f"passes {io.resolution}", progress) as note:
         graph = passes.simplify(traced)
@@ -245,8 +246,17 @@ def _position_parts(request: Request, weights: Weights, io: IoSpec) -> Arrays:
     """What the host fills the graph's position inputs from, if it has any."""
     if not io.positions:
         return {}
-    embed = weights.tensors["pos_embed"].numpy() if request.model.ape else None
-    return inputs.parts(request.model, _learned(weights), embed, io.resolution)
+    from ropevit_export.rope.tables import block_factors
+
+    spec = request.model
+    embed = weights.tensors["pos_embed"].numpy() if spec.ape else None
+    coordinates = spec.rope.coordinates
+    factors = block_factors(_frequencies(spec, weights), coordinates, spec.grid(io.resolution))
+    return inputs.parts(factors, embed, by_extent=coordinates.follow_extent)
+
+
+def _host(request: Request, parts: Arrays, size: Resolution) -> Arrays:
+    return inputs.fill(parts, *request.model.grid(size), request.model.prefix)
 
 
 def _in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress) -> dict[Form, Graph]:
@@ -337,7 +347,7 @@ def _add_engine(draft: Draft, source: Source, maker: Builder, cache: Path | None
     draft.notes.append(f"{path.name}: {len(plan.layers)} kernels, built with {plan.built_with}{ran}")
     for named in request.named_sizes(io) if runner is not None else ():
         with _stage(f"parity {named}", progress) as note:
-            images, expected = golden.read(draft.folder / golden.name(named), io.output)
+            images, expected = golden.read(draft.folder / golden.name(named), [io.output])
             sample = Sample(resolution=named, images=images, host=source.hosts[named], expected=expected)
             assert runner is not None
             found = measure.measure(runner, path.name, io, sample, TOLERANCES[request.precision])
@@ -367,9 +377,10 @@ def _source(request: Request) -> str:
     return Path(request.calib or "").resolve().name if request.calib != BUILT_IN else "the packaged digits"
 
 
-def _learned(weights: Weights) -> Arrays:
-    """Rotary frequencies by official name."""
-    return {name: tensor.numpy() for name, tensor in weights.tensors.items() if name.endswith("freqs")}
+def _frequencies(spec: ModelSpec, weights: Weights) -> list[Array]:
+    from ropevit_export.models.families import FAMILIES
+
+    return FAMILIES[spec.family].frequencies(spec, weights)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +12,6 @@ from ropevit_export.errors import UsageError
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.values import (
     DTYPES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Dim,
     IoPrecision,
     IoSpec,
@@ -136,9 +134,10 @@ class Request:
         self._check_precision()
         if self.revision and self.model.packaged:
             raise UsageError(f"--revision is of the hub, but {self.model.short} is in this package: leave it out.")
-        if self.rope != "baked" and self.model.family == "swin":
+        if self.rope != "baked" and self.model.window_of is not None:
             raise UsageError(
-                f"--rope {self.rope} is for DeiT models: Swin's window follows the size, so name its sizes with --res."
+                f"--rope {self.rope} is for ViTs without windows: those of {self.model.short} follow the size, so name "
+                "its sizes with --res."
             )
         self._check_engines()
 
@@ -211,10 +210,7 @@ class Request:
     @property
     def preprocess(self) -> Preprocess:
         return Preprocess(
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            interpolation="bicubic",
-            crop=self.model.resize_ratio,
+            **asdict(self.model.transform),
             layout="NHWC" if self.pixels else "NCHW",
             dtype="uint8" if self.pixels else DTYPES[self.io_precision],
         )

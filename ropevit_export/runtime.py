@@ -46,7 +46,7 @@ def host_inputs(bundle: Path, artifact: manifest.ArtifactEntry) -> Callable[[Res
 
     @functools.lru_cache(maxsize=2)  # of a large model at 1024 they take 400 MB
     def filled(size: Resolution) -> Arrays:
-        made = inputs.fill(parts, size.height // patch, size.width // patch)
+        made = inputs.fill(parts, size.height // patch, size.width // patch, 1)
         return {name: in_format(array, dtypes[name]) for name, array in made.items()}
 
     return filled

@@ -39,8 +39,6 @@ Output = Literal["logits", "cls", "tokens"]
 # As NumPy, torch and manifests call them.
 DTYPES: dict[str, Literal["float32", "float16", "bfloat16"]]
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -238,12 +236,21 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Preprocess:
-    """The authors' evaluation transform, and which part of it the graph does itself."""
+class Transform:
+    """What is done to an image before a model sees it.
+
+    crop: the size cut from the centre over the size that the short side is resized to.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str
     crop: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocess(Transform):
+    """A transform, and what the graph takes: with uint8 it normalises by itself."""
+
     layout: Literal["NCHW", "NHWC"]
     dtype: Literal["float32", "float16", "bfloat16", "uint8"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +20,20 @@ from ropevit_export.bundle import golden
 from ropevit_export.images.preprocess import normalise
 from ropevit_export.models import reference
 from ropevit_export.models.adopt import adopt
+from ropevit_export.models.families import FAMILIES
 from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.resize import resize
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import find_model
 from ropevit_export.parity import samples
 from ropevit_export.request import Request
-from ropevit_export.rope.tables import block_tables
+from ropevit_export.rope.tables import block_factors, block_tables
+from ropevit_export.trace.export import FORMS
 from ropevit_export.trace.positions import TableBank
-from ropevit_export.trace.swin import DeploySwin
-from ropevit_export.trace.vit import DeployVit
 from ropevit_export.values import Dim, IoSpec, Output, Resolution, Weights
+
+if TYPE_CHECKING:
+    from ropevit_export.values import Factors, Tables
 
 Array = npt.NDArray[np.float32]
 ONE = Dim(min=1, opt=1, max=1)
@@ -47,26 +51,37 @@ class Case:
     theirs: Array
 
     @property
-    def learned(self) -> Mapping[str, Array]:
-        return {name: tensor.numpy() for name, tensor in self.sized.tensors.items() if name.endswith("freqs")}
+    def tables(self) -> list[Tables]:
+        return tables_of(self.spec, self.weights, self.resolution)
+
+    def factors(self, limit: Resolution) -> list[Factors]:
+        return block_factors(frequencies_of(self.spec, self.weights), self.spec.rope.coordinates, self.spec.grid(limit))
 
     def io(self, output: Output = "logits", *, batch: Dim = ONE, pixels: bool = False) -> IoSpec:
         return IoSpec(resolution=self.resolution, batch=batch, output=output, pixels=pixels)
 
     def deploy(self, **changes: object) -> Array:
         """Logits of the folded module; `changes` replace what it is built from, to build a wrong one."""
-        given = {"weights": self.sized, "tables": block_tables(self.spec, self.learned, self.resolution)} | changes
-        bank = None if given["tables"] is None else TableBank(given["tables"])  # type: ignore[arg-type]
-        form = DeployVit if self.spec.family == "deit" else DeploySwin
-        module = form(self.spec, given["weights"], bank, self.io()).eval()  # type: ignore[arg-type]
+        given = {"weights": self.sized, "tables": self.tables} | changes
+        bank = TableBank(given["tables"]) if given["tables"] else None  # type: ignore[arg-type]
+        module = FORMS[self.spec.family](self.spec, given["weights"], bank, self.io()).eval()  # type: ignore[arg-type]
         with torch.inference_mode():
             out: Array = torch.cat([module(torch.from_numpy(image[None])) for image in self.images]).numpy()
         return out
 
 
+def frequencies_of(spec: ModelSpec, weights: Weights) -> list[npt.NDArray[np.generic]]:
+    return FAMILIES[spec.family].frequencies(spec, weights)
+
+
+def tables_of(spec: ModelSpec, weights: Weights, resolution: Resolution) -> list[Tables]:
+    """What every block turns by at a size; nothing where it doesn't turn."""
+    return block_tables(frequencies_of(spec, weights), spec.rope.coordinates, spec.window(resolution), spec.prefix)
+
+
 def shallow(spec: ModelSpec) -> ModelSpec:
     """Few blocks: tracing takes its time by the block."""
-    return dataclasses.replace(spec, depths=(2,) if spec.family == "deit" else (2, 2, 1, 1))
+    return dataclasses.replace(spec, depths=(2,) if len(spec.depths) == 1 else (2, 2, 1, 1))
 
 
 @functools.lru_cache(maxsize=16)

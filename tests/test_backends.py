@@ -18,7 +18,6 @@ from ropevit_export.bundle import onnx_file
 from ropevit_export.cli.options import ENGINES
 from ropevit_export.errors import BackendError, UsageError
 from ropevit_export.request import EngineSpec, Request
-from ropevit_export.rope.tables import block_factors, block_tables
 from ropevit_export.trace.export import trace, trace_dynamic, trace_inputs
 from ropevit_export.values import Dim, IoSpec, Plan, Precision, Profile, Resolution, RopeMode
 from tests.conftest import Case
@@ -179,9 +178,9 @@ def written(case: Case, path: Path, precision: Precision, batch: Dim, rope: Rope
     request = Request(model=case.spec, resolutions=(case.resolution,), batch=batch, rope=rope)
     (io,) = request.graphs()
     if rope == "baked":
-        traced = trace(case.spec, case.sized, block_tables(case.spec, case.learned, case.resolution), io)
+        traced = trace(case.spec, case.sized, case.tables, io)
     elif rope == "dynamic":
-        traced = trace_dynamic(case.spec, case.weights, block_factors(case.spec, case.learned, case.resolution), io)
+        traced = trace_dynamic(case.spec, case.weights, case.factors(case.resolution), io)
     else:
         traced = trace_inputs(case.spec, case.weights, io)
     weights = onnx_file.WeightFile(path=path.with_suffix(".data"))

@@ -13,7 +13,6 @@ from ropevit_export import passes
 from ropevit_export.bundle import onnx_file
 from ropevit_export.errors import BackendError
 from ropevit_export.inspect import census
-from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.export import trace
 from ropevit_export.values import Precision
 from tests.conftest import Case
@@ -26,7 +25,7 @@ def written(case: Make, tmp_path: Path) -> Callable[[Precision], Path]:
     each = case("rope_mixed_deit_small", "64")
 
     def write(precision: Precision) -> Path:
-        tables = block_tables(each.spec, each.learned, each.resolution)
+        tables = each.tables
         graph = passes.run(trace(each.spec, each.sized, tables, each.io()), precision)
         path = tmp_path / f"{precision}.onnx"
         onnx_file.write(graph, path, onnx_file.WeightFile(path=path.with_suffix(".data")), {"model": "test"})

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from ropevit_export.checkpoint import file, source
 from ropevit_export.errors import CheckpointError
-from ropevit_export.models import layout, reference
+from ropevit_export.models import reference
 from ropevit_export.models.adopt import adopt
+from ropevit_export.models.families import FAMILIES
 from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import MODELS, find_model
@@ -211,7 +212,7 @@ def checkpoint_of(tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
 
 def hollow(spec: ModelSpec, *, classes: int = 1000) -> Tensors:
     """The model's parameters as the authors' file names them, all zero; they take no memory."""
-    return {name: torch.zeros(()).expand(shape) for name, shape in layout.shapes(spec, classes=classes).items()}
+    return {name: torch.zeros(()).expand(shape) for name, shape in FAMILIES[spec.family].shapes(spec, classes).items()}
 
 
 def axial_frequencies(spec: ModelSpec, heads: int, theta: float) -> torch.Tensor:
@@ -265,7 +266,7 @@ def test_timms_rotary_frequencies_are_those_of_all_heads_one_after_the_other() -
 @pytest.mark.parametrize("short", [spec.short for spec in MODELS if spec.short.endswith(("deit_small", "tiny"))])
 def test_a_model_adopts_its_own_parameters(short: str) -> None:
     spec = find_model(short)
-    assert adopt(spec, checkpoint_of(hollow(spec))).tensors.keys() == layout.shapes(spec).keys()
+    assert adopt(spec, checkpoint_of(hollow(spec))).tensors.keys() == FAMILIES[spec.family].shapes(spec, 1000).keys()
 
 
 def test_a_checkpoint_file_becomes_weights(tmp_path: Path) -> None:

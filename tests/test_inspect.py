@@ -26,7 +26,6 @@ from ropevit_export.inspect import extents, fusion, graph, kernels, plan_header,
 from ropevit_export.inspect.report import EngineReport, inspect
 from ropevit_export.models import reference
 from ropevit_export.request import EngineSpec
-from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.export import trace
 from ropevit_export.values import Dim
 from tests.conftest import Case
@@ -84,8 +83,9 @@ def test_the_last_block_of_a_class_token_model_costs_one_token(case: Make, tmp_p
 
 def counted(each: Case, output: Any, folder: Path) -> tuple[int, int]:
     """FLOPs of our graph, batch 2 of a dynamic one, and of the reference by PyTorch."""
-    tables = None if each.spec.rope.kind == "none" else block_tables(each.spec, each.learned, each.resolution)
-    made = passes.run(trace(each.spec, each.sized, tables, each.io(output, batch=Dim(min=1, opt=2, max=4))), "fp16")
+    made = passes.run(
+        trace(each.spec, each.sized, each.tables, each.io(output, batch=Dim(min=1, opt=2, max=4))), "fp16"
+    )
     path = folder / "model.onnx"
     onnx_file.write(made, path, onnx_file.WeightFile(path=path.with_suffix(".data")), {"model": "test"})
     shape = (2, 3, each.resolution.height, each.resolution.width)

@@ -18,25 +18,33 @@ from hypothesis import strategies as st
 from ropevit_export import cli
 from ropevit_export.bundle import positions
 from ropevit_export.errors import BundleError
+from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import find_model
 from ropevit_export.rope import inputs
-from ropevit_export.rope.tables import block_tables
+from ropevit_export.rope.tables import block_factors
 from ropevit_export.runtime import load
-from ropevit_export.values import Resolution
+from ropevit_export.values import Resolution, Weights
+from tests.conftest import frequencies_of, tables_of
 
 LIMIT = Resolution(height=320, width=448)
 RNG = np.random.default_rng(0)
-FREQS = RNG.standard_normal((2, 12, 6 * 32)).astype(np.float32)
+FREQS = torch.from_numpy(RNG.standard_normal((2, 12, 6 * 32)).astype(np.float32))
+WEIGHTS = Weights(tensors={"freqs": FREQS}, classes=0)
 EMBED = RNG.standard_normal((1, 14 * 14, 384)).astype(np.float32)
+
+
+def parts_of(spec: ModelSpec) -> dict[str, np.ndarray]:
+    coordinates = spec.rope.coordinates
+    factors = block_factors(frequencies_of(spec, WEIGHTS), coordinates, spec.grid(LIMIT))
+    return inputs.parts(factors, None, by_extent=coordinates.follow_extent)
 
 
 @pytest.mark.parametrize(("model", "tables"), [("rope_axial_deit_small", 1), ("rope_mixed_deit_small", 12)])
 @pytest.mark.parametrize("size", ["224", "112x448", "16", "320x448"])
 def test_filled_tables_are_those_of_the_grid(model: str, tables: int, size: str) -> None:
     spec, resolution = find_model(model), Resolution.parse(size)
-    filled = inputs.fill(inputs.parts(spec, {"freqs": FREQS}, None, LIMIT), *spec.grid(resolution))
-    theirs = block_tables(spec, {"freqs": FREQS}, resolution)
-    assert theirs is not None
+    filled = inputs.fill(parts_of(spec), *spec.grid(resolution), spec.prefix)
+    theirs = tables_of(spec, WEIGHTS, resolution)
     assert set(filled) == {"cos", "sin"}
     for name, kind in (("cos", 0), ("sin", 1)):
         assert filled[name].dtype == np.float32
@@ -48,22 +56,22 @@ def test_filled_tables_are_those_of_the_grid(model: str, tables: int, size: str)
 @given(rows=st.integers(1, 40), columns=st.integers(1, 40))
 @settings(deadline=None, max_examples=25)
 def test_the_embedding_is_resized_as_torch_does(rows: int, columns: int) -> None:
-    parts = inputs.parts(find_model("deit_small"), {}, EMBED, LIMIT)
-    ours = inputs.fill(parts, rows, columns)["pos_embed"]
+    parts = inputs.parts([], EMBED, by_extent=False)
+    ours = inputs.fill(parts, rows, columns, 1)["pos_embed"]
     image = torch.from_numpy(EMBED).reshape(1, 14, 14, 384).permute(0, 3, 1, 2)
     theirs = torch.nn.functional.interpolate(image.double(), size=(rows, columns), mode="bicubic")
     np.testing.assert_allclose(ours, theirs[0].flatten(1).T, atol=1e-6)
 
 
 def test_an_embedding_of_the_grid_itself_is_untouched() -> None:
-    parts = inputs.parts(find_model("deit_small"), {}, EMBED, LIMIT)
-    assert np.array_equal(inputs.fill(parts, 14, 14)["pos_embed"], EMBED[0])
+    parts = inputs.parts([], EMBED, by_extent=False)
+    assert np.array_equal(inputs.fill(parts, 14, 14, 1)["pos_embed"], EMBED[0])
 
 
 @pytest.mark.parametrize("model", ["rope_axial_deit_small", "rope_mixed_deit_small"])
 def test_grids_of_as_many_tokens_get_their_own_tables(model: str) -> None:
-    parts = inputs.parts(find_model(model), {"freqs": FREQS}, None, LIMIT)
-    square, wide = inputs.fill(parts, 14, 14), inputs.fill(parts, 7, 28)
+    parts = parts_of(find_model(model))
+    square, wide = inputs.fill(parts, 14, 14, 1), inputs.fill(parts, 7, 28, 1)
     assert square["cos"].shape == wide["cos"].shape
     assert np.abs(square["cos"] - wide["cos"]).max() > 0.5
 

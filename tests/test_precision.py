@@ -24,7 +24,6 @@ from ropevit_export.models.zoo import find_model
 from ropevit_export.parity import tolerance
 from ropevit_export.passes.places import Probe, places
 from ropevit_export.passes.precision import POLICIES, ToHalf
-from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.export import trace
 from ropevit_export.values import Graph, IoSpec, Precision, Resolution
 from tests.conftest import ONE, Case
@@ -34,9 +33,7 @@ TYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def simple(case: Case) -> Graph:
-    return passes.simplify(
-        trace(case.spec, case.sized, block_tables(case.spec, case.learned, case.resolution), case.io())
-    )
+    return passes.simplify(trace(case.spec, case.sized, case.tables, case.io()))
 
 
 def write(graph: Graph, path: Path) -> Path:

@@ -20,7 +20,7 @@ from ropevit_export.values import Resolution
 @pytest.mark.parametrize("turned", [False, True])
 def test_square_crops_are_torchvisions(model: str, size: int, photo, turned: bool) -> None:  # type: ignore[no-untyped-def]
     spec = find_model(model)
-    short_side = size if spec.family == "deit" else int(256 / 224 * size)
+    short_side = size if spec.window_of is None else int(256 / 224 * size)
     theirs = transforms.Compose(
         [
             transforms.Resize(short_side, interpolation=transforms.InterpolationMode.BICUBIC),

@@ -25,7 +25,6 @@ from ropevit_export.passes.quantize.cpu import QuantizeRows, QuantizeScores, spl
 from ropevit_export.passes.quantize.engines import QuantizeLinear
 from ropevit_export.passes.quantize.ranges import Range, balance, calibrate
 from ropevit_export.request import EngineSpec
-from ropevit_export.rope.tables import block_tables
 from ropevit_export.trace.export import trace, trace_dynamic
 from ropevit_export.values import Dim, Graph, IoSpec, Plan, Resolution
 from tests.conftest import Case
@@ -76,7 +75,7 @@ def cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def float_graph(case: Case) -> Graph:
-    tables = block_tables(case.spec, case.learned, case.resolution)
+    tables = case.tables
     return passes.run(trace(case.spec, case.sized, tables, case.io()), "fp32")
 
 
@@ -190,7 +189,7 @@ def test_a_layer_for_each_of_q_k_and_v_gives_the_same(case: Make, model: str) ->
     np.testing.assert_allclose(infer(graph, each.images[:1]), theirs, atol=1e-5)
     extra = sum(len(layer.result.uses()) > 0 for layer in linear_layers(graph)) - before
     blocks = len(each.spec.blocks)
-    assert extra == (2 * blocks if each.spec.family == "swin" else 2 * (blocks - 1) + 1)  # the last block's q is apart
+    assert extra == (2 * blocks if each.spec.window_of else 2 * (blocks - 1) + 1)  # the last block's q is apart
     measured = calibrate(graph, [{"image": image[None]} for image in each.images], Float32Graph)
     for layer in linear_layers(graph):
         name = str(layer.result.name)
@@ -387,7 +386,7 @@ def test_a_graph_of_any_size_and_batch_is_quantized(case: Make) -> None:
     each = case("deit_small", "64")
     io = IoSpec(resolution=Resolution.parse("96"), batch=Dim(min=1, opt=2, max=4), output="logits", pixels=False,
                 rope="dynamic")  # fmt: skip
-    graph = passes.run(trace_dynamic(each.spec, each.weights, None, io), "fp32")
+    graph = passes.run(trace_dynamic(each.spec, each.weights, [], io), "fp32")
     theirs = infer(graph.model, each.images[:2])
     both = passes.run_quantized(graph, "int8", [{"image": each.images}], Float32Graph)
     assert both.onnxruntime is not None

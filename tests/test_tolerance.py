@@ -12,10 +12,10 @@ import torch
 from ropevit_export.models.spec import RopeSpec
 from ropevit_export.parity.compare import Metrics, ParityReport, compare
 from ropevit_export.parity.tolerance import TOLERANCES
-from ropevit_export.rope.tables import RopeTable, axial_table, block_tables, mixed_table
+from ropevit_export.rope.tables import Rotation
 from ropevit_export.trace import attention, fold
 from ropevit_export.values import Precision
-from tests.conftest import Array, Case
+from tests.conftest import Array, Case, frequencies_of, tables_of
 
 Make = Callable[..., Case]
 Tables = Sequence[tuple[Array, Array]]
@@ -40,23 +40,16 @@ def verdicts(case: Case, ours: Array, *precisions: Precision) -> dict[Precision,
 
 
 def tables(case: Case) -> Tables:
-    found = block_tables(case.spec, case.learned, case.resolution)
-    assert found is not None
-    return found
+    return case.tables
 
 
 def swapped(case: Case) -> Tables:
     """x and y exchanged, in every block."""
     spec = case.spec
-    grid, prefix = (spec.grid(case.resolution), 1) if spec.family == "deit" else (spec.window(case.resolution), 0)
-
-    def turn(table: RopeTable) -> tuple[Array, Array]:
-        return dataclasses.replace(table, freqs=table.freqs[::-1]).full()
-
-    if spec.rope.kind == "axial":
-        return [turn(axial_table(spec.rope, head_dim=spec.head_dim, grid=grid, prefix=prefix))] * len(spec.blocks)
-    freqs = case.learned["freqs"].reshape(2, len(spec.blocks), spec.heads[0], -1)
-    return [turn(mixed_table(freqs[:, block], grid=grid, prefix=prefix)) for block in range(len(spec.blocks))]
+    return [
+        Rotation(freqs=freqs[::-1], coordinates=spec.rope.coordinates).full(spec.window(case.resolution), spec.prefix)
+        for freqs in frequencies_of(spec, case.weights)
+    ]
 
 
 # Absolute embeddings and downsizing, so that one size serves all faults; the last is the mildest resize there is.
@@ -88,8 +81,8 @@ def test_x_and_y_swapped_is_caught(case: Make, model: str, size: str) -> None:
 def test_the_wrong_pair_layout_is_caught(case: Make, model: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     each = case(model, size, deep=True)
 
-    def unordered(tensors: fold.Tensors, name: str, *, heads: int, rotary: bool) -> object:
-        return fold.projections(tensors, name, heads=heads, rotary=False)
+    def unordered(tensors: fold.Tensors, name: str, *, heads: int, reorder: bool) -> object:
+        return fold.projections(tensors, name, heads=heads, reorder=False)
 
     monkeypatch.setattr(attention, "projections", unordered)
     assert verdicts(each, each.deploy()) == {"fp32": False, "fp16": False}
@@ -99,7 +92,7 @@ def test_the_wrong_pair_layout_is_caught(case: Make, model: str, size: str, monk
 def test_the_other_familys_theta_is_caught(case: Make, model: str, size: str, theta: float) -> None:
     each = case(model, size, deep=True)
     wrong = dataclasses.replace(each.spec, rope=RopeSpec(kind="axial", theta=theta))
-    ours = each.deploy(tables=block_tables(wrong, each.learned, each.resolution))
+    ours = each.deploy(tables=tables_of(wrong, each.weights, each.resolution))
     assert verdicts(each, ours) == {"fp32": False, "fp16": False}
 
 
@@ -129,7 +122,7 @@ def test_bfloat16_lets_its_own_rounding_through_and_nothing_gross(case: Make, mo
     ours = each.deploy(weights=dataclasses.replace(each.sized, tensors=rounded))
     assert verdicts(each, ours, "fp32", "fp16", "bf16") == {"fp32": False, "fp16": False, "bf16": True}
     # fp8 rounds as coarsely as x and y swapped in a Swin's windows err (0.42 of rms)
-    judged: tuple[Precision, ...] = ("bf16", "int8") if each.spec.family == "swin" else ("bf16", "int8", "fp8")
+    judged: tuple[Precision, ...] = ("bf16", "int8") if each.spec.window_of else ("bf16", "int8", "fp8")
     wrong = verdicts(each, each.deploy(tables=swapped(each)), *judged)
     assert wrong == dict.fromkeys(judged, False)
     silent = each.spec.blocks[len(each.spec.blocks) // 2][0] + "mlp.fc2.weight"

@@ -17,9 +17,10 @@ from timm.layers.pos_embed_sincos import get_mixed_freqs, get_mixed_grid
 from ropevit_export import passes
 from ropevit_export.bundle import onnx_file
 from ropevit_export.images.preprocess import normalise
+from ropevit_export.models.spec import INDEX
 from ropevit_export.parity.samples import pixels
 from ropevit_export.request import Request
-from ropevit_export.rope.tables import block_factors, block_tables, mixed_table
+from ropevit_export.rope.tables import Rotation
 from ropevit_export.trace import swin
 from ropevit_export.trace.attention import Attention
 from ropevit_export.trace.export import trace, trace_dynamic
@@ -41,7 +42,7 @@ def run(path: Path, feed: np.ndarray, *, optimised: bool = True) -> np.ndarray:
 
 def exported(case: Case, path: Path, **io: object) -> Graph:
     spec = case.spec
-    tables = block_tables(spec, case.learned, case.resolution)
+    tables = case.tables
     graph = passes.run(trace(spec, case.sized, tables, case.io(**io)), "fp32")  # type: ignore[arg-type]
     facts = onnx_file.metadata(spec, "baked", Request(model=spec, resolutions=(case.resolution,)).preprocess, {})
     onnx_file.write(graph, path, onnx_file.WeightFile(path=path.with_suffix(".data")), facts)
@@ -60,10 +61,10 @@ def test_folded_attention_is_the_plain_one() -> None:
     x = torch.randn(2, tokens, dim, generator=rng)
     freqs = torch.randn(2, heads, width // 2, generator=rng)
 
-    (cos, sin), *_ = TableBank([mixed_table(freqs.numpy(), grid=grid, prefix=1).full()])(*grid)
-    ours = Attention(tensors, "", heads=heads, rotary=True, gain=gain, first_only=False)(x, cos, sin)
-    last = Attention(tensors, "", heads=heads, rotary=True, gain=gain, first_only=True)
-    first = last(x, cos, sin, asks=x[:, :1])
+    (cos, sin), *_ = TableBank([Rotation(freqs=freqs.numpy(), coordinates=INDEX).full(grid, 1)])(*grid)
+    ours = Attention(tensors, "", heads=heads, reorder=True, gain=gain, first_only=False)(x, cos, sin)
+    last = Attention(tensors, "", heads=heads, reorder=True, gain=gain, first_only=True)
+    first = last(x, cos, sin, query_token=x[:, :1])
 
     qkv = x @ tensors["attn.qkv.weight"].T + tensors["attn.qkv.bias"]
     q, k, v = qkv.reshape(2, tokens, 3, heads, width).permute(2, 0, 3, 1, 4)
@@ -106,7 +107,7 @@ def test_a_dynamic_batch_takes_any_size(case: Make, model: str, tmp_path: Path) 
 def exported_dynamic(case: Case, path: Path, limit: Resolution, **io: object) -> Graph:
     spec = case.spec
     shape = dataclasses.replace(case.io(**io), resolution=limit, rope="dynamic")  # type: ignore[arg-type]
-    graph = passes.run(trace_dynamic(spec, case.weights, block_factors(spec, case.learned, limit), shape), "fp32")
+    graph = passes.run(trace_dynamic(spec, case.weights, case.factors(limit), shape), "fp32")
     preprocess = Request(model=spec, resolutions=(limit,)).preprocess
     facts = onnx_file.metadata(spec, "dynamic", preprocess, {})
     onnx_file.write(graph, path, onnx_file.WeightFile(path=path.with_suffix(".data")), facts)

@@ -6,7 +6,7 @@ import pytest
 import timm
 
 from ropevit_export.errors import UsageError
-from ropevit_export.models import layout
+from ropevit_export.models.families import FAMILIES
 from ropevit_export.models.zoo import MODELS, find_model
 from tests.conftest import GOLDEN
 
@@ -20,7 +20,7 @@ def test_the_models_are_the_papers() -> None:
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.short)
 def test_parameters_are_those_of_the_official_files(spec) -> None:  # type: ignore[no-untyped-def]
     theirs = {name: tuple(shape) for name, shape in LAYOUTS[spec.name].items()}
-    assert layout.shapes(spec) == theirs
+    assert FAMILIES[spec.family].shapes(spec, spec.classes) == theirs
 
 
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.short)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 import torch
 
 from ropevit_export.errors import CheckpointError
-from ropevit_export.models import layout
+from ropevit_export.models import frequencies
+from ropevit_export.models.families import FAMILIES
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import EXAMPLES, MODELS
 from ropevit_export.values import Checkpoint, Weights
 
 _NAMES_SHOWN = 6
+# Axial Swin files carry their frequencies as a buffer; they are compared with the formula, not loaded.
+_AXIAL_FREQUENCIES = re.compile(r"(^|\.)rope_freqs$")
 
 
 def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
@@ -21,16 +25,17 @@ def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
 
     Raises CheckpointError that names missing, unexpected, wrongly shaped and non-finite parameters.
     """
-    found = _official(checkpoint.tensors)
+    family = FAMILIES[spec.family]
+    found = family.official(checkpoint.tensors)
     if fault := _frequency_fault(spec, found):
-        raise CheckpointError(f"{checkpoint.source}: {fault}{_owner(spec, found)}")
+        raise CheckpointError(f"{checkpoint.source}: {fault}{_owner(spec, checkpoint.tensors)}")
     fixed = _fixed_frequencies(spec, found)
     tensors = {name: tensor for name, tensor in found.items() if name not in fixed}
     head = tensors.get("head.weight")
     classes = head.shape[0] if head is not None and head.ndim == 2 else spec.classes
-    if classes == 0:
+    if head is not None and classes == 0:
         raise CheckpointError(f"{checkpoint.source}: head.weight has no rows, needs at least one class.")
-    expected = layout.shapes(spec, classes=classes)
+    expected = family.shapes(spec, classes)
     problems = [
         _named("missing", expected.keys() - tensors.keys()),
         _named("unexpected", tensors.keys() - expected.keys()),
@@ -39,42 +44,23 @@ def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
     ]  # fmt: skip
     if any(problems):
         raise CheckpointError(
-            f"{checkpoint.source} does not fit {spec.name}: {'; '.join(filter(None, problems))}.{_owner(spec, found)}"
+            f"{checkpoint.source} does not fit {spec.name}: {'; '.join(filter(None, problems))}."
+            f"{_owner(spec, checkpoint.tensors)}"
         )
     return Weights(
         tensors={name: _float32(checkpoint.source, name, tensors[name]) for name in expected}, classes=classes
     )
 
 
-def _official(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors under official names, without the buffers that follow from the architecture."""
-    shifted = any(key.startswith("layers.3.downsample.") for key in tensors)
-    out: dict[str, torch.Tensor] = {}
-    for key, tensor in tensors.items():
-        name = layout.official_name(key, shifted_stages=shifted)
-        if layout.BUFFERS.search(name):
-            continue
-        if name == "freqs" and tensor.ndim == 4:  # timm keeps (2, depth, heads, pairs)
-            tensor = tensor.flatten(2)
-        if name in out:
-            raise CheckpointError(f"{name} is there twice, once as {key}: the file mixes two layouts.")
-        out[name] = tensor
-    return out
-
-
 def _fixed_frequencies(spec: ModelSpec, names: Iterable[str]) -> set[str]:
     """Those of `names` that the model computes: they are checked, not loaded."""
-    return {name for name in names if spec.rope.kind == "axial" and layout.AXIAL_FREQUENCIES.search(name)}
+    return {name for name in names if spec.rope.kind == "axial" and _AXIAL_FREQUENCIES.search(name)}
 
 
 def _frequency_fault(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> str | None:
     """What is wrong with a file whose fixed frequencies are not the published ones: it is of another model or theta."""
     pairs = spec.head_dim // 2
-    steps = torch.arange(0, spec.head_dim, 4, dtype=torch.float64) / spec.head_dim
-    magnitude = spec.rope.theta**-steps
-    expected = torch.zeros(2, 1, pairs, dtype=torch.float64)
-    expected[0, 0, : pairs // 2] = magnitude
-    expected[1, 0, pairs // 2 :] = magnitude
+    expected = torch.from_numpy(frequencies.axial(spec.rope, spec.head_dim))
     for name in sorted(_fixed_frequencies(spec, tensors)):
         freqs = tensors[name]
         if not freqs.is_floating_point() or freqs.ndim != 3 or freqs.shape[0] != 2 or freqs.shape[2] != pairs:
@@ -135,8 +121,13 @@ def _owner(wanted: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> str:
     return f" Its parameters are those of {names}: try --model {shorts}."
 
 
-def _owns(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> bool:
-    shapes = layout.shapes(spec)
+def _owns(spec: ModelSpec, given: Mapping[str, torch.Tensor]) -> bool:
+    family = FAMILIES[spec.family]
+    try:
+        tensors = family.official(given)
+    except CheckpointError:
+        return False
+    shapes = family.shapes(spec, spec.classes)
     if tensors.keys() - _fixed_frequencies(spec, tensors) != shapes.keys() or _frequency_fault(spec, tensors):
         return False
     return all(

@@ -7,7 +7,7 @@ import zlib
 
 import torch
 
-from ropevit_export.models import layout
+from ropevit_export.models.families import FAMILIES
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.values import Checkpoint
 
@@ -30,7 +30,7 @@ def random_checkpoint(spec: ModelSpec, seed: int) -> Checkpoint:
     """Weights drawn from `seed`; the same on every machine that has the same torch."""
     digest = hashlib.sha256()
     tensors: dict[str, torch.Tensor] = {}
-    for name, shape in layout.shapes(spec).items():
+    for name, shape in FAMILIES[spec.family].shapes(spec, spec.classes).items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ seed)
         tensor = torch.empty(shape).normal_(generator=generator)
         if (len(shape) == 1 and name.endswith("norm.weight")) or name.rsplit(".", 2)[-2:-1] in (["norm1"], ["norm2"]):

@@ -1,7 +1,4 @@
-"""The model as trained, in PyTorch: what every artifact is compared with.
-
-DeiT is timm's own module. RoPE-Swin, which timm lacks, is timm's Swin with the attention of `rope_swin.py`.
-"""
+"""The model as trained, in PyTorch (`families.Knowledge.reference`): what every artifact is compared with."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ import torch
 from torch import nn
 
 from ropevit_export.errors import BackendError
-from ropevit_export.models.rope_swin import RopeWindowAttention
+from ropevit_export.models.families import FAMILIES
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.values import DTYPES, Output, Precision, Resolution, Weights
 
@@ -46,70 +43,10 @@ def build(spec: ModelSpec, weights: Weights, resolution: Resolution, output: Out
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import timm
-
-    size = (resolution.height, resolution.width)
-    if spec.family == "deit":
-        model = timm.create_model(
-            spec.timm or "vit_small_patch16_rope_mixed_224",  # what timm lacks is of that form
-            img_size=size,
-            patch_size=spec.patch,
-            num_classes=weights.classes,
-            embed_dim=spec.dims[0],
-            depth=spec.depths[0],
-            num_heads=spec.heads[0],
-            device="meta",
-        )
-        state = _deit_state(spec, weights)
-    else:
-        model = timm.create_model(
-            spec.name.replace("rope_axial_", "").replace("rope_mixed_", ""),
-            img_size=size,
-            window_size=spec.window(resolution),
-            num_classes=weights.classes,
-            embed_dim=spec.dims[0],
-            depths=spec.depths,
-            num_heads=spec.heads,
-            device="meta",
-        )
-        if spec.rope.kind != "none":
-            _install_rope(spec, model)
-        state = _swin_state(weights)
-    model.load_state_dict(state, strict=True, assign=True)
+        import timm  # noqa: F401  warns when it is imported first
+    model = FAMILIES[spec.family].reference(spec, weights, resolution)
     _fill_buffers(model)
     return Reference(model, output).eval().requires_grad_(False)
-
-
-def _deit_state(spec: ModelSpec, weights: Weights) -> dict[str, torch.Tensor]:
-    state = dict(weights.tensors)
-    if spec.rope.kind == "mixed":
-        freqs = state.pop("freqs")
-        state["rope.freqs"] = freqs.reshape(2, spec.depths[0], spec.heads[0], -1)
-    if spec.rope.kind == "none":  # timm's plain DeiT-III is another class, which names LayerScale otherwise
-        for name in [name for name in state if name.rpartition(".")[2] in ("gamma_1", "gamma_2")]:
-            block, _, leaf = name.rpartition(".")
-            state[f"{block}.ls{leaf[-1]}.gamma"] = state.pop(name)
-    return state
-
-
-def _swin_state(weights: Weights) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = {}
-    for name, tensor in weights.tensors.items():
-        if name.startswith("head."):
-            name = name.replace("head.", "head.fc.")
-        elif ".downsample." in name:
-            stage = int(name.split(".")[1])
-            name = name.replace(f"layers.{stage}.", f"layers.{stage + 1}.")
-        state[name] = tensor
-    return state
-
-
-def _install_rope(spec: ModelSpec, model: nn.Module) -> None:
-    for stage, heads in zip(model.layers, spec.heads, strict=True):  # type: ignore[arg-type]
-        for block in stage.blocks:
-            block.attn = RopeWindowAttention(
-                dim=heads * spec.head_dim, heads=heads, window=block.window_size, rope=spec.rope, device="meta"
-            )
 
 
 def _fill_buffers(model: nn.Module) -> None:
@@ -182,7 +119,7 @@ def block_values(model: Reference, spec: ModelSpec, images: FloatArray) -> dict[
     double = copy.deepcopy(model).double()
     for index, (prefix, _) in enumerate(spec.blocks):
         block = double.model.get_submodule(prefix.rstrip("."))
-        unit = (2, 2) if spec.merges_after(index) else block.window_size if spec.family == "swin" else ()
+        unit = (2, 2) if spec.merges_after(index) else block.window_size if spec.window_of else ()
         order = (block.input_resolution, unit) if unit else ()
         block.attn.register_forward_pre_hook(keep(f"blocks.{index}.norm1"))  # in Swin already in windows
         block.norm2.register_forward_pre_hook(keep(f"blocks.{index}.attention", *order))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ropevit_export.models import frequencies
 from ropevit_export.models.spec import RopeSpec
 
 
@@ -36,11 +37,7 @@ class RopeWindowAttention(nn.Module):
     def init_non_persistent_buffers(self) -> None:
         """timm calls this after loading; fills the fixed frequencies of an axial model."""
         if self.rope.kind == "axial":
-            quarter = self.head_dim // 4
-            magnitude = self.rope.theta ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-            self.rope_freqs.zero_()
-            self.rope_freqs[0, :, :quarter] = magnitude.float()
-            self.rope_freqs[1, :, quarter:] = magnitude.float()
+            self.rope_freqs.copy_(torch.from_numpy(frequencies.axial(self.rope, self.head_dim)))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """x (B·windows, N, C), mask (windows, N, N) of 0 and -100 → (B·windows, N, C)."""

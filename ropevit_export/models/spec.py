@@ -6,21 +6,58 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ropevit_export.errors import UsageError
-from ropevit_export.values import Resolution, TensorSpec
+from ropevit_export.values import Resolution, TensorSpec, Transform
 
-Family = Literal["deit", "swin"]
+# The module of `models` and the deploy form of `trace` that know a model's parameters and computation.
+Family = Literal["vit", "swin"]
+# none · axial: every pair of channels turns with one coordinate · mixed: with both, by learned frequencies
 RopeKind = Literal["none", "axial", "mixed"]
+# Which channels of a head turn together in a checkpoint: 2p and 2p + 1, or p and p + K/2.
+PairLayout = Literal["adjacent", "half"]
+Pool = Literal["token", "avg"]
+Mlp = Literal["gelu", "swiglu"]
+# Which of q, k and v have a bias in a checkpoint. "optional": q and v, if the file has them.
+QkvBias = Literal["qkv", "qv", "optional"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coordinates:
+    """Where token j of n along an axis is, in the unit that frequencies are radians of.
+
+    j + offset · with a reference: (j + offset) · reference / n · centred: 2π ((2j + 1) / n - 1)
+    """
+
+    offset: float = 0.0
+    reference: int | None = None
+    centred: bool = False
+
+    @property
+    def follow_extent(self) -> bool:
+        """Whether they depend on n: the table of a smaller grid is then no slice of a larger one's."""
+        return self.centred or self.reference is not None
+
+
+INDEX = Coordinates()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeSpec:
     """How a model turns its queries and keys.
 
-    `theta` is the base of axial frequencies; mixed models learn theirs, and start from it only.
+    theta        pair i of an axis' Q = K/4 has the frequency theta^(-i/Q); mixed models learn theirs, and start from it
+    first        which coordinate the first half of the pairs turns with, where the kind is axial
     """
 
     kind: RopeKind
     theta: float
+    layout: PairLayout = "adjacent"
+    first: Literal["columns", "rows"] = "columns"
+    coordinates: Coordinates = INDEX
+
+    def magnitudes(self, head_dim: int) -> tuple[float, ...]:
+        """The frequencies of an axis' K/4 pairs."""
+        quarter = head_dim // 4
+        return tuple(self.theta ** -(pair / quarter) for pair in range(quarter))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +72,16 @@ class HubFile:
 class ModelSpec:
     """A model: its names, and everything its graph depends on besides weights and size.
 
-    `patch`: its side in pixels. `dims`, `depths` and `heads` have one entry a stage; DeiT has one stage. `classes`: of
-    the published weights. `packaged`: of an example whose weights are in this package, their SHA-256.
+    patch             its side in pixels
+    dims, depths, heads   one entry a stage; an isotropic ViT has one stage
+    window_of         pixels a token of a window: the window is size // window_of; None: attention sees all tokens
+    class_token, registers   tokens before the patches, in this order; they don't turn
+    ape               absolute embedding of patches, on a grid of `ape_grid` a side in the published file
+    hidden            width of the MLP; None: four times the model's
+    pool              what the authors' head, or who uses their features, reads: class token or mean of the patches
+    classes           of the published weights; 0: no head
+    transform         the authors' evaluation transform
+    packaged          of an example whose weights are in this package, their SHA-256
     """
 
     name: str
@@ -44,50 +89,68 @@ class ModelSpec:
     timm: str | None
     family: Family
     rope: RopeSpec
-    ape: bool
     patch: int
     dims: tuple[int, ...]
     depths: tuple[int, ...]
     heads: tuple[int, ...]
     hub: tuple[HubFile, ...]
+    transform: Transform
+    multiple: int
+    window_of: int | None = None
+    class_token: bool = True
+    registers: int = 0
+    ape: bool = False
+    ape_grid: int = 14
+    layer_scale: bool = True
+    qkv_bias: QkvBias = "qkv"
+    mlp: Mlp = "gelu"
+    hidden: int | None = None
+    norm_eps: float = 1e-6
+    pool: Pool = "token"
     classes: int = 1000
     packaged: str | None = None
-
-    @property
-    def multiple(self) -> int:
-        """Pixels that height and width must be a multiple of: the patch, or Swin's smallest window."""
-        return self.patch if self.family == "deit" else 32
 
     @property
     def head_dim(self) -> int:
         return self.dims[0] // self.heads[0]
 
     @property
-    def norm_eps(self) -> float:
-        return 1e-6 if self.family == "deit" else 1e-5
+    def prefix(self) -> int:
+        """Tokens before the patches."""
+        return self.class_token + self.registers
 
-    @property
-    def resize_ratio(self) -> float:
-        """Crop size over resized size in the authors' evaluation: DeiT-III resizes to the size itself."""
-        return 1.0 if self.family == "deit" else 224 / 256
+    def mlp_width(self, stage: int) -> int:
+        return self.hidden or 4 * self.dims[stage]
 
     def grid(self, resolution: Resolution) -> tuple[int, int]:
         """Rows and columns of patches."""
         return resolution.height // self.patch, resolution.width // self.patch
 
     def window(self, resolution: Resolution) -> tuple[int, int]:
-        """Swin's window, rows and columns: size // 32. Non-square ones are this project's extension."""
-        return resolution.height // 32, resolution.width // 32
+        """Rows and columns of tokens that see one another: a window, or the whole grid.
+
+        Windows that are not square are this project's extension.
+        """
+        if self.window_of is None:
+            return self.grid(resolution)
+        return resolution.height // self.window_of, resolution.width // self.window_of
 
     def extents(self, resolution: Resolution) -> dict[str, int]:
-        """What the dynamic axes of a DeiT's graph measure at a size; `tokens` counts the class token."""
+        """What the dynamic axes of a graph measure at a size; `tokens` counts those before the patches too."""
         rows, columns = self.grid(resolution)
         patches = rows * columns
-        return {"height": resolution.height, "width": resolution.width, "patches": patches, "tokens": 1 + patches}
+        return {
+            "height": resolution.height,
+            "width": resolution.width,
+            "rows": rows,
+            "columns": columns,
+            "patches": patches,
+            "tokens": self.prefix + patches,
+        }
 
     @property
     def position_inputs(self) -> tuple[TensorSpec, ...]:
-        """What a host fills where a DeiT's positions are inputs: tables if it turns, an embedding if it has one.
+        """What a host fills where positions are inputs: tables if the model turns, an embedding if it has one.
 
         cos, sin    (one for all blocks or one a block, tokens, one for all heads or one a head, half the head's width)
         pos_embed   (patches, width of the model), resized to the grid
@@ -103,10 +166,9 @@ class ModelSpec:
     @property
     def blocks(self) -> tuple[tuple[str, int], ...]:
         """(prefix of its parameters' names, stage) of every block, in order."""
-        if self.family == "deit":
-            return tuple((f"blocks.{block}.", 0) for block in range(self.depths[0]))
+        staged = len(self.depths) > 1
         return tuple(
-            (f"layers.{stage}.blocks.{block}.", stage)
+            (f"layers.{stage}.blocks.{block}." if staged else f"blocks.{block}.", stage)
             for stage, depth in enumerate(self.depths)
             for block in range(depth)
         )
@@ -118,7 +180,7 @@ class ModelSpec:
 
     def check(self, resolution: Resolution) -> None:
         """Raise unless the size suits the patch or window grid, naming the nearest sizes that do."""
-        unit = "patch" if self.family == "deit" else "window grid"
+        unit = "patch" if self.window_of is None else "window grid"
         for axis, size in (("height", resolution.height), ("width", resolution.width)):
             low = size // self.multiple * self.multiple
             if size != low:

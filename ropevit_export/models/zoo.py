@@ -6,10 +6,12 @@ Rows of data, no torch: `--help` and `models` read this file.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 
 from ropevit_export.errors import UsageError
 from ropevit_export.models.spec import HubFile, ModelSpec, RopeKind, RopeSpec
+from ropevit_export.values import Transform
 
 # size: width, blocks, heads
 _DEIT = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -25,6 +27,11 @@ _DEIT_KINDS: dict[str, tuple[RopeKind, bool, str]] = {
 }
 _SWIN_KINDS: dict[str, RopeKind] = {"": "none", "rope_axial_": "axial", "rope_mixed_": "mixed"}
 _TIMM_TAG = ".naver_in1k"
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+# The authors' own: DeiT resizes the short side to the size itself, where timm's configuration says 0.9.
+_DEIT_TRANSFORM = Transform(mean=_IMAGENET_MEAN, std=_IMAGENET_STD, interpolation="bicubic", crop=1.0)
+_SWIN_TRANSFORM = dataclasses.replace(_DEIT_TRANSFORM, crop=224 / 256)
 
 
 def _deit(prefix: str, size: str) -> ModelSpec:
@@ -37,10 +44,12 @@ def _deit(prefix: str, size: str) -> ModelSpec:
         name=name,
         short=f"{prefix}deit_{size}",
         timm=timm,
-        family="deit",
+        family="vit",
         rope=RopeSpec(kind=kind, theta=100.0 if kind == "axial" else 10.0),
         ape=ape,
         patch=16,
+        multiple=16,
+        transform=_DEIT_TRANSFORM,
         dims=(dim,),
         depths=(depth,),
         heads=(heads,),
@@ -61,8 +70,14 @@ def _swin(prefix: str, size: str) -> ModelSpec:
         timm=name if kind == "none" else None,
         family="swin",
         rope=RopeSpec(kind=kind, theta=50.0 if kind == "axial" else 10.0),
-        ape=False,
         patch=4,
+        multiple=32,
+        window_of=32,
+        class_token=False,
+        layer_scale=False,
+        norm_eps=1e-5,
+        pool="avg",
+        transform=_SWIN_TRANSFORM,
         dims=tuple(dim * 2**stage for stage in range(4)),
         depths=depths,
         heads=tuple(heads * 2**stage for stage in range(4)),
@@ -80,10 +95,11 @@ DIGITS = ModelSpec(
     name="rope_mixed_deit_digits",
     short="rope_mixed_deit_digits",
     timm=None,
-    family="deit",
+    family="vit",
     rope=RopeSpec(kind="mixed", theta=10.0),
-    ape=False,
     patch=4,
+    multiple=4,
+    transform=_DEIT_TRANSFORM,
     dims=(48,),
     depths=(4,),
     heads=(3,),

@@ -3,61 +3,60 @@
 Kept for any grid up to a largest as a table a column and a table a row, so that filling is one multiply-add an entry.
 `docs/position-inputs.md` says the same for hosts in other languages.
 
-Legend: L tables (1: one for all blocks) · R rows · C columns · T tokens (class token first) · A heads (1: all alike) ·
+Legend: L tables (1: one for all blocks) · R rows · C columns · T tokens (prefix first) · A heads (1: all alike) ·
 P pairs · S side of the checkpoint's grid · W width of the model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ropevit_export.models.spec import ModelSpec
-from ropevit_export.rope.tables import block_factors
-from ropevit_export.values import Resolution
-
 if TYPE_CHECKING:
-    from ropevit_export.values import FloatArray
+    from ropevit_export.values import Arrays, Factors, FloatArray
 
+# What names end in where every extent has rows of its own, extent n from row n(n - 1)/2.
+BY_EXTENT = "_by_extent"
 # Keys' coefficient, as PyTorch's bicubic interpolation has it.
 _A = -0.75
 
 
-def parts(
-    spec: ModelSpec, learned: Mapping[str, FloatArray], pos_embed: FloatArray | None, limit: Resolution
-) -> dict[str, FloatArray]:
-    """What `fill` needs for grids up to that of `limit`, from an absolute embedding (1, S·S, W) or none.
+def parts(factors: Sequence[Factors], pos_embed: FloatArray | None, *, by_extent: bool) -> dict[str, FloatArray]:
+    """What `fill` needs for grids up to a limit: the factors of each block (`tables.block_factors`) and an absolute
+    embedding (1, S·S, W) or none.
 
-    cos_x, sin_x (L, C, A, P) and cos_y, sin_y (L, R, A, P) of a model that turns; pos_embed (S, S, W).
+    cos_x, sin_x (L, C, A, P) and cos_y, sin_y (L, R, A, P) of a model that turns; pos_embed (S, S, W). With `by_extent`
+    every number of columns and rows has a table of its own, and the names end in `_by_extent`.
     """
     made: dict[str, FloatArray] = {}
-    factors = block_factors(spec, learned, limit) or []
     distinct = list({id(each): each for each in factors}.values())
+    ending = BY_EXTENT if by_extent else ""
     for axis, name in enumerate("xy"):
         for kind, label in enumerate(("cos", "sin")):
             if distinct:
-                made[f"{label}_{name}"] = np.stack([each[axis][kind] for each in distinct])
+                made[f"{label}_{name}{ending}"] = np.stack([each[axis][kind] for each in distinct])
     if pos_embed is not None:
         side = math.isqrt(pos_embed.shape[1])
         made["pos_embed"] = pos_embed.reshape(side, side, -1)
     return made
 
 
-def fill(made: Mapping[str, FloatArray], rows: int, columns: int) -> dict[str, FloatArray]:
+def fill(made: Arrays, rows: int, columns: int, prefix: int) -> dict[str, FloatArray]:
     """The inputs for a grid: `cos`, `sin` (L, T, A, P) and `pos_embed` (R·C, W), as far as `made` has parts for them.
 
-    The caller sees to it that the grid is within the limit that the parts were made for.
+    `prefix`: tokens before the patches. The caller sees to it that the grid is within the limit that the parts were
+    made for.
     """
     filled: dict[str, FloatArray] = {}
-    if "cos_x" in made:
-        cos_x, sin_x = (made[name][:, None, :columns] for name in ("cos_x", "sin_x"))
-        cos_y, sin_y = (made[name][:, :rows, None] for name in ("cos_y", "sin_y"))
-        filled["cos"] = _with_class_token(cos_x * cos_y - sin_x * sin_y, 1.0)
-        filled["sin"] = _with_class_token(sin_x * cos_y + cos_x * sin_y, 0.0)
+    if any(name.startswith("cos_x") for name in made):
+        cos_x, sin_x = (_part(made, f"{kind}_x", columns)[:, None] for kind in ("cos", "sin"))
+        cos_y, sin_y = (_part(made, f"{kind}_y", rows)[:, :, None] for kind in ("cos", "sin"))
+        filled["cos"] = _behind_prefix(cos_x * cos_y - sin_x * sin_y, prefix, 1.0)
+        filled["sin"] = _behind_prefix(sin_x * cos_y + cos_x * sin_y, prefix, 0.0)
     if "pos_embed" in made:
         embed = made["pos_embed"]
         y, x = (_cubic(extent, len(embed)) for extent in (rows, columns))
@@ -66,10 +65,18 @@ def fill(made: Mapping[str, FloatArray], rows: int, columns: int) -> dict[str, F
     return filled
 
 
-def _with_class_token(grid_LRCAP: FloatArray, identity: float) -> FloatArray:
+def _part(made: Arrays, name: str, extent: int) -> FloatArray:
+    """(L, extent, A, P): the first rows of a table, or those of this extent where each has its own."""
+    if name in made:
+        return made[name][:, :extent]
+    start = extent * (extent - 1) // 2
+    return made[name + BY_EXTENT][:, start : start + extent]
+
+
+def _behind_prefix(grid_LRCAP: FloatArray, prefix: int, identity: float) -> FloatArray:
     tables, rows, columns, heads, pairs = grid_LRCAP.shape
-    table = np.full((tables, 1 + rows * columns, heads, pairs), identity, np.float32)
-    table[:, 1:] = grid_LRCAP.reshape(tables, rows * columns, heads, pairs)
+    table = np.full((tables, prefix + rows * columns, heads, pairs), identity, np.float32)
+    table[:, prefix:] = grid_LRCAP.reshape(tables, rows * columns, heads, pairs)
     return table
 
 

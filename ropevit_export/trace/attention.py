@@ -14,17 +14,16 @@ from ropevit_export.trace.fold import Dense, Tensors, dense, linear, projections
 class Attention(nn.Module):
     """Self attention with scale, LayerScale and pair order in the weights.
 
-    `first_only`: only the first token asks (the last block of a class-token model), the others are keys and values.
+    `first_only`: only the first token is a query (the last block of a class-token model), all are keys and values.
     """
 
     def __init__(
-        self, tensors: Tensors, prefix: str, *, heads: int, rotary: bool, gain: torch.Tensor | None, first_only: bool
+        self, tensors: Tensors, prefix: str, *, heads: int, reorder: bool, gain: torch.Tensor | None, first_only: bool
     ) -> None:
         super().__init__()
-        q, k, v = projections(tensors, f"{prefix}attn.qkv", heads=heads, rotary=rotary)
+        q, k, v = projections(tensors, f"{prefix}attn.qkv", heads=heads, reorder=reorder)
         self.heads = heads
-        self.head_dim = len(q[1]) // heads
-        self.rotary = rotary
+        self.head_dim = len(q[0]) // heads
         self.query: Dense | None = dense([q]) if first_only else None
         self.qkv = dense([k, v] if first_only else [q, k, v])
         self.proj = linear(tensors, f"{prefix}attn.proj", gain)
@@ -36,23 +35,23 @@ class Attention(nn.Module):
         sin: torch.Tensor | None,
         bias: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
-        asks: torch.Tensor | None = None,
+        query_token: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """x (B, T, C), tables (T, 1, A or 1, 1, K/2), bias (A, T, T), mask (windows, 1, T, T) → (B, T or 1, C).
 
-        asks (B, 1, C): the first token, where it is the only one that asks.
+        query_token (B, 1, C): the first token, where it is the only query.
         """
         tokens, heads, width = x_BTC.shape[1], self.heads, self.head_dim
-        turned = heads if self.query is not None else 2 * heads  # q and k turn together: one rotation a block
-        x = self.qkv(x_BTC).view(-1, tokens, turned + heads, width)
-        v = x[:, :, turned:]
+        rotated = heads if self.query is not None else 2 * heads  # q and k turn together: one rotation a block
+        x = self.qkv(x_BTC).view(-1, tokens, rotated + heads, width)
+        v = x[:, :, rotated:]
         if cos is not None and sin is not None:
-            x = rotate(x[:, :, :turned], cos, sin)
-        q, k = x[:, :, :heads], x[:, :, turned - heads : turned]
+            x = rotate(x[:, :, :rotated], cos, sin)
+        q, k = x[:, :, :heads], x[:, :, rotated - heads : rotated]
         if self.query is not None:
-            assert asks is not None
+            assert query_token is not None
             # its table row is the identity: nothing to turn
-            q = self.query(asks).view(-1, 1, heads, width)
+            q = self.query(query_token).view(-1, 1, heads, width)
         scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)
         if bias is not None:
             scores = scores + bias
@@ -73,17 +72,5 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     groups = (count // heads, heads) if heads > 1 else (1, count)
     pairs = x.reshape(-1, tokens, *groups, 2, width // 2)
     a, b = pairs.chunk(2, -2)
-    turned = pairs * cos + torch.cat([-b, a], -2) * sin
-    return turned.reshape(-1, tokens, count, width)
-
-
-class Mlp(nn.Module):
-    """Two linear layers around the exact GELU."""
-
-    def __init__(self, tensors: Tensors, prefix: str, gain: torch.Tensor | None) -> None:
-        super().__init__()
-        self.fc1 = linear(tensors, f"{prefix}mlp.fc1")
-        self.fc2 = linear(tensors, f"{prefix}mlp.fc2", gain)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x)))
+    rotated = pairs * cos + torch.cat([-b, a], -2) * sin
+    return rotated.reshape(-1, tokens, count, width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from ropevit_export.errors import TraceError
-from ropevit_export.models.spec import ModelSpec
+from ropevit_export.models.spec import Family, ModelSpec
 from ropevit_export.trace.positions import FactorBank, TableBank
 from ropevit_export.trace.swin import DeploySwin
 from ropevit_export.trace.vit import DeployVit
@@ -24,22 +24,25 @@ if TYPE_CHECKING:
 # The first opset with Gelu as one operator; TensorRT, ONNX Runtime and OpenVINO all read it.
 OPSET = 20
 
-
-def trace(spec: ModelSpec, weights: Weights, tables: Sequence[Tables] | None, io: IoSpec) -> Graph:
-    """Fold the model for one size and trace it. `weights` are of that size, `tables` one pair a block."""
-    bank = None if tables is None else TableBank(tables)
-    form = DeployVit if spec.family == "deit" else DeploySwin
-    return _export(form(spec, weights, bank, io), spec, io)
+FORMS: dict[Family, Callable[[ModelSpec, Weights, TableBank | None, IoSpec], torch.nn.Module]]
+FORMS = {"vit": DeployVit, "swin": DeploySwin}
 
 
-def trace_dynamic(spec: ModelSpec, weights: Weights, factors: Sequence[Factors] | None, io: IoSpec) -> Graph:
-    """Fold a DeiT for every size up to `io.resolution` and trace it. `weights` are the checkpoint's own."""
-    bank = None if factors is None else FactorBank(factors)
+def trace(spec: ModelSpec, weights: Weights, tables: Sequence[Tables], io: IoSpec) -> Graph:
+    """Fold the model for one size and trace it. `weights` are of that size, `tables` one pair a block that turns."""
+    bank = TableBank(tables) if tables else None
+    return _export(FORMS[spec.family](spec, weights, bank, io), spec, io)
+
+
+def trace_dynamic(spec: ModelSpec, weights: Weights, factors: Sequence[Factors], io: IoSpec) -> Graph:
+    """Fold a ViT for every size up to `io.resolution` and trace it. `weights` are the checkpoint's own."""
+    by_extent = spec.rope.coordinates.follow_extent
+    bank = FactorBank(factors, prefix=spec.prefix, by_extent=by_extent) if factors else None
     return _export(DeployVit(spec, weights, bank, io), spec, io)
 
 
 def trace_inputs(spec: ModelSpec, weights: Weights, io: IoSpec) -> Graph:
-    """Fold a DeiT whose positions the host fills, for every size up to `io.resolution`, and trace it."""
+    """Fold a ViT whose positions the host fills, for every size up to `io.resolution`, and trace it."""
     return _export(DeployVit(spec, weights, None, io), spec, io)
 
 

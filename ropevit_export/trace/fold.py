@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from ropevit_export.values import IMAGENET_MEAN, IMAGENET_STD
+from ropevit_export.values import Transform
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -61,32 +61,49 @@ def linear(tensors: Tensors, name: str, gain_O: torch.Tensor | None = None) -> D
     return Dense(weight, bias)
 
 
-def projections(tensors: Tensors, name: str, *, heads: int, rotary: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Weight and bias of q, k and v, with the attention scale in q.
+# Weight (A·K, I) and bias (A·K) or none of a projection.
+Projection = tuple[torch.Tensor, torch.Tensor | None]
 
-    `rotary`: channels of q and k go from adjacent pairs to halves, x0 x2 … x1 x3 …: the same permutation in both leaves
-    their products as they are, and the rotation needs no strided slice.
+
+def projections(tensors: Tensors, name: str, *, heads: int, reorder: bool) -> list[Projection]:
+    """q, k and v, with the attention scale in q.
+
+    `reorder`: channels of q and k go from adjacent pairs to halves, x0 x2 … x1 x3 …: the same permutation in both
+    leaves their products as they are, and the rotation needs no strided slice.
     """
-    weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
-    head_dim = len(bias) // 3 // heads
+    weight = tensors[f"{name}.weight"]
+    head_dim = len(weight) // 3 // heads
     weights = list(weight.reshape(3, heads, head_dim, -1))
-    biases = list(bias.reshape(3, heads, head_dim, 1))
-    weights[0], biases[0] = weights[0] * head_dim**-0.5, biases[0] * head_dim**-0.5
-    if rotary:
+    biases = [each if each is None else each.reshape(heads, head_dim, 1) for each in _biases(tensors, name)]
+    parts = list(zip(weights, biases, strict=True))
+    parts[0] = (weights[0] * head_dim**-0.5, None if biases[0] is None else biases[0] * head_dim**-0.5)
+    if reorder:
         order = torch.cat([torch.arange(0, head_dim, 2), torch.arange(1, head_dim, 2)])
-        for part in (0, 1):
-            weights[part], biases[part] = weights[part][:, order], biases[part][:, order]
-    return [(w.flatten(0, 1), b.flatten()) for w, b in zip(weights, biases, strict=True)]
+        for at in (0, 1):
+            w, b = parts[at]
+            parts[at] = (w[:, order], None if b is None else b[:, order])
+    return [(w.flatten(0, 1), None if b is None else b.flatten()) for w, b in parts]
 
 
-def dense(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Dense:
-    """One matrix product for several projections of the same input."""
-    weights, biases = zip(*parts, strict=True)
-    return Dense(torch.cat(weights), torch.cat(biases))
+def _biases(tensors: Tensors, name: str) -> list[torch.Tensor | None]:
+    """Of q, k and v, each (A·K): one tensor for all three in some checkpoints, those of q and v in others, or none."""
+    if f"{name}.bias" in tensors:
+        return list(tensors[f"{name}.bias"].chunk(3))
+    owner = name.rpartition(".")[0]
+    return [tensors.get(f"{owner}.q_bias"), None, tensors.get(f"{owner}.v_bias")]
+
+
+def dense(parts: Sequence[Projection]) -> Dense:
+    """One matrix product for several projections of the same input; a bias that only some have is 0 in the others."""
+    weights, biases = [weight for weight, _ in parts], [bias for _, bias in parts]
+    if all(bias is None for bias in biases):
+        return Dense(torch.cat(weights), None)
+    filled = [w.new_zeros(len(w)) if bias is None else bias for w, bias in parts]
+    return Dense(torch.cat(weights), torch.cat(filled))
 
 
 class PatchEmbed(nn.Module):
-    """Patches to channels; with `pixels` the ImageNet mean and standard deviation are in the weights.
+    """Patches to channels; for raw `pixels` the transform's mean and standard deviation are in the weights.
 
     Exact because patches don't overlap and nothing is padded.
     """
@@ -94,14 +111,14 @@ class PatchEmbed(nn.Module):
     weight: torch.Tensor
     bias: torch.Tensor
 
-    def __init__(self, tensors: Tensors, *, pixels: bool) -> None:
+    def __init__(self, tensors: Tensors, transform: Transform, *, pixels: bool) -> None:
         super().__init__()
         weight, bias = tensors["patch_embed.proj.weight"].double(), tensors["patch_embed.proj.bias"].double()
         self.stride = weight.shape[-1]
         self.pixels = pixels
         if pixels:
-            mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)[:, None, None]
-            std = torch.tensor(IMAGENET_STD, dtype=torch.float64)[:, None, None]
+            mean = torch.tensor(transform.mean, dtype=torch.float64)[:, None, None]
+            std = torch.tensor(transform.std, dtype=torch.float64)[:, None, None]
             bias = bias - (weight * mean / std).sum((1, 2, 3))
             weight = weight / (255 * std * PIXEL_SCALE)
         self.register_buffer("weight", weight.float().contiguous())

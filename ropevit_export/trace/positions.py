@@ -1,6 +1,6 @@
 """Where a graph has its position tables from: constants for one size; for any size, factors or the host.
 
-Legend: R rows · C columns · T tokens (class token first) · A heads (1: all alike) · P pairs · W width of the model.
+Legend: R rows · C columns · T tokens (prefix first) · A heads (1: all alike) · P pairs · W width of the model.
 """
 
 from __future__ import annotations
@@ -39,20 +39,22 @@ class FactorBank(nn.Module):
     """Rotary tables of any size up to the stored one, from a table a column and a table a row.
 
     With angle x + y: cos = cos x cos y - sin x sin y, sin = sin x cos y + cos x sin y. Slices and one multiply-add, no
-    trigonometry. `factors` as `rope.block_factors` gives them.
+    trigonometry. `factors` as `rope.block_factors` gives them; `by_extent`: with a table of its own for every number of
+    columns and rows.
     """
 
     one: torch.Tensor
     zero: torch.Tensor
 
-    def __init__(self, factors: Sequence[Factors]) -> None:
+    def __init__(self, factors: Sequence[Factors], *, prefix: int, by_extent: bool) -> None:
         super().__init__()
+        self.by_extent = by_extent
         self.owner = _owners(factors)
         for index in set(self.owner):
             for axis, (cos, sin) in zip(("x", "y"), factors[index], strict=True):
                 self.register_buffer(f"cos_{axis}_{index}", torch.from_numpy(cos.copy()))
                 self.register_buffer(f"sin_{axis}_{index}", torch.from_numpy(sin.copy()))
-        identity = torch.ones(1, 1, *factors[0][0][0].shape[1:])[:, :, :, None]
+        identity = torch.ones(prefix, 1, *factors[0][0][0].shape[1:])[:, :, :, None]
         self.register_buffer("one", identity)
         self.register_buffer("zero", torch.zeros_like(identity))
 
@@ -62,13 +64,19 @@ class FactorBank(nn.Module):
         return [made[index] for index in self.owner]
 
     def _table(self, index: int, rows: int, columns: int) -> Pair:
-        cos_x, sin_x = (getattr(self, f"{kind}_x_{index}")[None, :columns] for kind in ("cos", "sin"))
-        cos_y, sin_y = (getattr(self, f"{kind}_y_{index}")[:rows, None] for kind in ("cos", "sin"))
+        cos_x, sin_x = (self._part(f"{kind}_x_{index}", columns)[None] for kind in ("cos", "sin"))
+        cos_y, sin_y = (self._part(f"{kind}_y_{index}", rows)[:, None] for kind in ("cos", "sin"))
         cos, sin = cos_x * cos_y - sin_x * sin_y, sin_x * cos_y + cos_x * sin_y
-        return self._with_class_token(cos, self.one), self._with_class_token(sin, self.zero)
+        return self._behind_prefix(cos, self.one), self._behind_prefix(sin, self.zero)
+
+    def _part(self, name: str, extent: int) -> torch.Tensor:
+        """(extent, A, P)."""
+        table: torch.Tensor = getattr(self, name)
+        start = extent * (extent - 1) // 2 if self.by_extent else 0
+        return table.narrow(0, start, extent) if self.by_extent else table[:extent]
 
     @staticmethod
-    def _with_class_token(table_RCAP: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
+    def _behind_prefix(table_RCAP: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
         return torch.cat([identity, table_RCAP.flatten(0, 1).unsqueeze(2).unsqueeze(1)])
 
 

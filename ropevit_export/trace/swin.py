@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from ropevit_export.models.spec import ModelSpec
-from ropevit_export.trace.attention import Attention, Mlp
+from ropevit_export.trace.attention import Attention
 from ropevit_export.trace.fold import Norm, PatchEmbed, Tensors, linear
+from ropevit_export.trace.mlp import MLPS
 from ropevit_export.trace.positions import Pair, TableBank
 from ropevit_export.values import IoSpec, Weights
 
@@ -28,7 +29,7 @@ class DeploySwin(nn.Module):
         super().__init__()
         tensors = weights.tensors
         self.io = io
-        self.embed = PatchEmbed(tensors, pixels=io.pixels)
+        self.embed = PatchEmbed(tensors, spec.transform, pixels=io.pixels)
         self.embed_norm = Norm(tensors, "patch_embed.norm", spec.norm_eps)
         self.positions = positions
         window = self.window = spec.window(io.resolution)
@@ -85,9 +86,9 @@ class Block(nn.Module):
         self.shift = tuple(w // 2 if shifted and s > w else 0 for s, w in zip(size, window, strict=True))
         self.norm1 = Norm(tensors, f"{prefix}norm1", spec.norm_eps)
         rotary = spec.rope.kind != "none"
-        self.attention = Attention(tensors, prefix, heads=heads, rotary=rotary, gain=None, first_only=False)
+        self.attention = Attention(tensors, prefix, heads=heads, reorder=rotary, gain=None, first_only=False)
         self.norm2 = Norm(tensors, f"{prefix}norm2", spec.norm_eps)
-        self.mlp = Mlp(tensors, prefix, None)
+        self.mlp = MLPS[spec.mlp](tensors, prefix, None)
         bias = None if rotary else position_bias(tensors[f"{prefix}attn.relative_position_bias_table"], window)
         self.register_buffer("bias", bias)
         mask = shift_mask(size, window, self.shift) if any(self.shift) else None

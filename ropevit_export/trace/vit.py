@@ -1,4 +1,4 @@
-"""The deploy form of DeiT-III, at one size or at any up to a largest."""
+"""The deploy form of isotropic ViTs, at one size or at any up to a largest."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import torch
 from torch import nn
 
 from ropevit_export.models.spec import ModelSpec
-from ropevit_export.trace.attention import Attention, Mlp
+from ropevit_export.trace.attention import Attention
 from ropevit_export.trace.fold import Norm, PatchEmbed, Tensors, linear
+from ropevit_export.trace.mlp import MLPS
 from ropevit_export.trace.positions import FactorBank, Pair, ResizedEmbedding, TableBank, given_pairs
 from ropevit_export.values import IoSpec, Weights
 
+# Tokens before the patches, in order.
+PREFIX = ("cls_token", "reg_token")
+
 
 class DeployVit(nn.Module):
-    """Patches, class token, blocks, head. Where only the class token is read, the last block computes no other.
+    """Patches, prefix tokens, blocks, head. Where only the class token is read, the last block computes no other.
 
     `positions` turns queries and keys, if the model does and the host does not say how. `weights` are of the size, or
     where any size goes the checkpoint's own.
@@ -28,8 +32,8 @@ class DeployVit(nn.Module):
         super().__init__()
         tensors = weights.tensors
         self.io = io
-        self.embed = PatchEmbed(tensors, pixels=io.pixels)
-        self.register_buffer("cls_token", tensors["cls_token"])
+        self.embed = PatchEmbed(tensors, spec.transform, pixels=io.pixels)
+        self.register_buffer("cls_token", torch.cat([tensors[name] for name in PREFIX if name in tensors], 1))
         self.register_buffer("pos_embed", None if io.any_size else tensors.get("pos_embed"))
         limit = max(spec.grid(io.resolution))
         resizes = spec.ape and io.rope == "dynamic"
@@ -74,6 +78,8 @@ class DeployVit(nn.Module):
 
 
 class Block(nn.Module):
+    """`first_only`: only the first token is computed, from all."""
+
     def __init__(self, spec: ModelSpec, tensors: Tensors, prefix: str, *, first_only: bool) -> None:
         super().__init__()
         self.first_only = first_only
@@ -82,16 +88,16 @@ class Block(nn.Module):
             tensors,
             prefix,
             heads=spec.heads[0],
-            rotary=spec.rope.kind != "none",
-            gain=tensors[f"{prefix}gamma_1"],
+            reorder=spec.rope.kind != "none" and spec.rope.layout == "adjacent",
+            gain=tensors.get(f"{prefix}gamma_1"),
             first_only=first_only,
         )
         self.norm2 = Norm(tensors, f"{prefix}norm2", spec.norm_eps)
-        self.mlp = Mlp(tensors, prefix, tensors[f"{prefix}gamma_2"])
+        self.mlp = MLPS[spec.mlp](tensors, prefix, tensors.get(f"{prefix}gamma_2"))
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None) -> torch.Tensor:
         # The class token's own norm: as a slice of all tokens' it would have to be kept, in float32, for two readers.
         first = x[:, :1] if self.first_only else None
-        y = self.attention(self.norm1(x), cos, sin, asks=None if first is None else self.norm1(first))
+        y = self.attention(self.norm1(x), cos, sin, query_token=None if first is None else self.norm1(first))
         x = (x if first is None else first) + y
         return x + self.mlp(self.norm2(x))

@@ -1,0 +1,51 @@
+"""The families of models: what each module knows of its own.
+
+A new model of a known family is a row in `zoo.py`. A new family is a module here, a deploy form in `trace`, and a line
+in the table of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from ropevit_export.models import swin, vit
+from ropevit_export.models.spec import Family, ModelSpec
+from ropevit_export.values import Resolution, Weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ropevit_export.values import Array
+
+# Name and shape of every parameter.
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Knowledge(Protocol):
+    """What is the family's own; every function is pure."""
+
+    def shapes(self, spec: ModelSpec, classes: int) -> Shapes:
+        """Of every parameter of the model as published, under its official name, with that many classes."""
+        ...
+
+    def official(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors of any layout under official names, without the buffers that follow from the architecture.
+
+        Raises CheckpointError where two layouts are mixed.
+        """
+        ...
+
+    def frequencies(self, spec: ModelSpec, weights: Weights) -> list[Array]:
+        """Of each block (2, A or 1, K/2): angular frequencies along columns and rows. Blocks that turn alike share one;
+        none of a model that doesn't turn.
+        """
+        ...
+
+    def reference(self, spec: ModelSpec, weights: Weights, resolution: Resolution) -> nn.Module:
+        """The unfolded PyTorch model at one size, timm's as far as it has one. It shares the memory of the weights."""
+        ...
+
+
+FAMILIES: dict[Family, Knowledge] = {"vit": vit, "swin": swin}

@@ -1,0 +1,114 @@
+"""Isotropic ViTs: their parameters, and their reference, timm's own modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ropevit_export.errors import CheckpointError
+from ropevit_export.models import frequencies as rotary
+from ropevit_export.models.spec import ModelSpec
+from ropevit_export.values import Resolution, Weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ropevit_export.values import Array
+
+# Official files also carry what follows from the architecture: positions and frequencies of axial models.
+_BUFFERS = re.compile(r"(^|\.)(freqs_t_[xy]|t_[xy]|bands|pos_embed_rope)$")
+
+
+def shapes(spec: ModelSpec, classes: int) -> dict[str, tuple[int, ...]]:
+    """See `families.Knowledge`. `pos_embed` is the published file's; a fine-tuned one may have another grid."""
+    dim, depth = spec.dims[0], spec.depths[0]
+    out: dict[str, tuple[int, ...]] = {}
+    if spec.class_token:
+        out["cls_token"] = (1, 1, dim)
+    if spec.registers:
+        out["reg_token"] = (1, spec.registers, dim)
+    if spec.ape:
+        out["pos_embed"] = (1, spec.ape_grid**2, dim)
+    if spec.rope.kind == "mixed":
+        out["freqs"] = (2, depth, dim // 2)
+    out |= {"patch_embed.proj.weight": (dim, 3, spec.patch, spec.patch), "patch_embed.proj.bias": (dim,)}
+    for prefix, _ in spec.blocks:
+        out |= {prefix + name: shape for name, shape in _block_shapes(spec).items()}
+    out |= {"norm.weight": (dim,), "norm.bias": (dim,)}
+    return out | ({"head.weight": (classes, dim), "head.bias": (classes,)} if classes else {})
+
+
+def _block_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    dim, hidden = spec.dims[0], spec.mlp_width(0)
+    out: dict[str, tuple[int, ...]] = {}
+    if spec.layer_scale:
+        out |= {"gamma_1": (dim,), "gamma_2": (dim,)}
+    out["attn.qkv.weight"] = (3 * dim, dim)
+    if spec.qkv_bias == "qkv":
+        out["attn.qkv.bias"] = (3 * dim,)
+    if spec.qkv_bias == "qv":
+        out |= {"attn.q_bias": (dim,), "attn.v_bias": (dim,)}
+    layers = {"attn.proj": (dim, dim)}
+    if spec.mlp == "gelu":
+        layers |= {"mlp.fc1": (hidden, dim), "mlp.fc2": (dim, hidden)}
+    else:
+        layers |= {"mlp.fc1_g": (hidden, dim), "mlp.fc1_x": (hidden, dim), "mlp.fc2": (dim, hidden)}
+    for name, shape in layers.items():
+        out |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    for norm in ("norm1", "norm2"):
+        out |= {f"{norm}.weight": (dim,), f"{norm}.bias": (dim,)}
+    return out
+
+
+def official(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """See `families.Knowledge`: from timm's layout; official names come back as they are."""
+    out: dict[str, torch.Tensor] = {}
+    for key, tensor in tensors.items():
+        name = re.sub(r"^(blocks\.\d+)\.ls([12])\.gamma$", r"\1.gamma_\2", key)
+        name = re.sub(r"^rope\.freqs$", "freqs", name)
+        if _BUFFERS.search(name):
+            continue
+        if name == "freqs" and tensor.ndim == 4:  # timm keeps (2, depth, heads, pairs)
+            tensor = tensor.flatten(2)
+        if name in out:
+            raise CheckpointError(f"{name} is there twice, once as {key}: the file mixes two layouts.")
+        out[name] = tensor
+    return out
+
+
+def frequencies(spec: ModelSpec, weights: Weights) -> list[Array]:
+    """See `families.Knowledge`."""
+    depth = spec.depths[0]
+    if spec.rope.kind == "none":
+        return []
+    if spec.rope.kind == "axial":
+        return [rotary.axial(spec.rope, spec.head_dim)] * depth
+    learned = weights.tensors["freqs"].numpy().reshape(2, depth, spec.heads[0], -1)
+    return [learned[:, block] for block in range(depth)]
+
+
+def reference(spec: ModelSpec, weights: Weights, resolution: Resolution) -> nn.Module:
+    """See `families.Knowledge`: timm's own model, its tensors replaced."""
+    import timm
+
+    model: nn.Module = timm.create_model(
+        spec.timm or "vit_small_patch16_rope_mixed_224",  # what timm lacks is of that form
+        img_size=(resolution.height, resolution.width),
+        patch_size=spec.patch,
+        num_classes=weights.classes,
+        embed_dim=spec.dims[0],
+        depth=spec.depths[0],
+        num_heads=spec.heads[0],
+        device="meta",
+    )
+    state = dict(weights.tensors)
+    if spec.rope.kind == "mixed":
+        state["rope.freqs"] = state.pop("freqs").reshape(2, spec.depths[0], spec.heads[0], -1)
+    if spec.rope.kind == "none":  # timm's plain DeiT-III is another class, which names LayerScale otherwise
+        for name in [name for name in state if name.rpartition(".")[2] in ("gamma_1", "gamma_2")]:
+            block, _, leaf = name.rpartition(".")
+            state[f"{block}.ls{leaf[-1]}.gamma"] = state.pop(name)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model
