@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from ropevit_export.bundle import golden, staging
 from ropevit_export.bundle.draft import Draft
 from ropevit_export.bundle.manifest import ArtifactEntry, Bundle
 from ropevit_export.bundle.resume import existing
-from ropevit_export.errors import BackendError, ParityError, UsageError
+from ropevit_export.errors import BackendError, CheckpointError, ParityError, UsageError
 from ropevit_export.images import calibration
 from ropevit_export.images.files import BUILT_IN
 from ropevit_export.images.preprocess import in_format, normalise
@@ -34,6 +34,7 @@ from ropevit_export.values import (
     Form,
     Graph,
     IoSpec,
+    Output,
     Precision,
     Profile,
     Resolution,
@@ -50,6 +51,7 @@ log = logging.getLogger("ropevit_export")
 
 DEFAULT_FOLDER = Path("engines")
 RANDOM_SUFFIX = "-random"
+LOGITS = "logits"
 Progress = Callable[[str], None]
 
 
@@ -155,8 +157,13 @@ def _load(request: Request, progress: Progress) -> tuple[Weights, Checkpoint]:
     with _stage("weights", progress) as note:
         checkpoint = source.load(request, lambda: random_checkpoint(request.model, request.seed))
         weights = adopt(request.model, checkpoint)
+        if not weights.classes and LOGITS in [output.name for output in request.outputs]:
+            raise CheckpointError(
+                f"{checkpoint.source} holds no head, which --output logits needs: take pooled, cls, tokens or features."
+            )
         at = f" at {checkpoint.revision}" if checkpoint.revision else ""
-        note(f"{checkpoint.source}{at}, {weights.classes} classes{'' if checkpoint.trained else ', UNTRAINED'}")
+        head = f"{weights.classes} classes" if weights.classes else "no head"
+        note(f"{checkpoint.source}{at}, {head}{'' if checkpoint.trained else ', UNTRAINED'}")
     # The tensors themselves go with the caller's `weights`; two owners would double the peak of memory.
     return weights, dataclasses.replace(checkpoint, tensors={})
 
@@ -181,9 +188,9 @@ def _add_graph(draft: Draft, weights: Weights, io: IoSpec, progress: Progress) -
         for size, (images, expected) in references.items()
     }
     first = next(iter(samples_by_size.values()))
-    output = _output(io, first.expected[io.output])
+    listed = [_output(io, output, first.expected[output.name]) for output in io.outputs]
     sources = [
-        _write_graph(draft, converted, output, form)
+        _write_graph(draft, converted, listed, form)
         for form, converted in _in_precision(draft, graph, first, progress).items()
     ]
     del graph
@@ -208,10 +215,10 @@ def _reference(request: Request, weights: Weights, size: Resolution, progress: P
         pixels = samples.pixels(preprocess, size, request.seed)
         normalised = normalise(pixels, preprocess)
         sized = resize(request.model, weights, size)
-        expected = reference.run(reference.build(request.model, sized, size, request.output), normalised)
-        rms = np.sqrt((expected**2).mean())
-        note(f"PyTorch float32 on {len(normalised)} images, rms of {request.output} {rms:.3g}")
-    return pixels if request.pixels else normalised, {request.output: expected}
+        expected = reference.run(reference.build(request.model, sized, size, request.outputs), normalised)
+        rms = ", ".join(f"{name} {np.sqrt((answer**2).mean()):.3g}" for name, answer in expected.items())
+        note(f"PyTorch float32 on {len(normalised)} images, rms of {rms}")
+    return pixels if request.pixels else normalised, expected
 
 
 def _traced(request: Request, weights: Weights, io: IoSpec, progress: Progress) -> Graph:
@@ -301,13 +308,13 @@ def _in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress
 
 
 def _write_graph(
-    draft: Draft, graph: Graph, output: TensorSpec, form: Form
+    draft: Draft, graph: Graph, outputs: Sequence[TensorSpec], form: Form
 ) -> tuple[ArtifactEntry, Mapping[str, set[str]]]:
     """The listed artifact, and what its products may run in."""
     path, precision = draft.write_graph(graph, form), draft.request.precision
     counted, products = census.of_graph(path, precision, form)
     counted.require(path.name, precision)
-    return draft.add_graph(path, graph, form, output, counted.rows()), products
+    return draft.add_graph(path, graph, form, outputs, counted.rows()), products
 
 
 def _check_graph(draft: Draft, artifact: ArtifactEntry, io: IoSpec, sample: Sample, progress: Progress) -> None:
@@ -347,7 +354,7 @@ def _add_engine(draft: Draft, source: Source, maker: Builder, cache: Path | None
     draft.notes.append(f"{path.name}: {len(plan.layers)} kernels, built with {plan.built_with}{ran}")
     for named in request.named_sizes(io) if runner is not None else ():
         with _stage(f"parity {named}", progress) as note:
-            images, expected = golden.read(draft.folder / golden.name(named), [io.output])
+            images, expected = golden.read(draft.folder / golden.name(named), io.output_names)
             sample = Sample(resolution=named, images=images, host=source.hosts[named], expected=expected)
             assert runner is not None
             found = measure.measure(runner, path.name, io, sample, TOLERANCES[request.precision])
@@ -365,11 +372,13 @@ def _as_fed(sample: Sample, io: IoSpec) -> Sample:
     )
 
 
-def _output(io: IoSpec, expected: Array) -> TensorSpec:
+def _output(io: IoSpec, output: Output, expected: Array) -> TensorSpec:
     extents: list[int | str] = [io.batch_extent, *expected.shape[1:]]
-    if io.any_size and io.output == "tokens":
+    if io.any_size and output.kind == "tokens":
         extents[1] = "tokens"
-    return TensorSpec(name=io.output, dtype=io.dtype, shape=tuple(extents))
+    if io.any_size and output.kind == "features":
+        extents[2:] = ["rows", "columns"]
+    return TensorSpec(name=output.name, dtype=io.dtype, shape=tuple(extents))
 
 
 def _source(request: Request) -> str:

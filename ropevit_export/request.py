@@ -12,10 +12,12 @@ from ropevit_export.errors import UsageError
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.values import (
     DTYPES,
+    OUTPUT_KINDS,
     Dim,
     IoPrecision,
     IoSpec,
     Output,
+    Pool,
     Precision,
     Preprocess,
     Profile,
@@ -94,6 +96,7 @@ class EngineSpec:
     require_fused_attention: bool = False
 
 
+_PLAIN_OUTPUTS = tuple(kind for kind in OUTPUT_KINDS if kind != "features")
 ONE_IMAGE = Dim(min=1, opt=1, max=1)
 
 # The precisions whose graphs compute in a 16-bit format, and so may take and give it. With any other, what the host
@@ -117,7 +120,9 @@ class Request:
     engines: tuple[str, ...] = ("auto",)
     targets: tuple[str, ...] = ()
     engine_options: EngineOptions = EngineOptions()
-    output: Output = "logits"
+    output: str | None = None
+    pool: Pool | None = None
+    features_raw: bool = False
     pixels: bool = False
     seed: int = 0
     require_fused_attention: bool = False
@@ -140,6 +145,45 @@ class Request:
                 "its sizes with --res."
             )
         self._check_engines()
+        self._check_outputs()
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the graphs give; of a model without a head the pooled feature, if nothing was asked for."""
+        return tuple(self._output(name) for name in _names(self.output or self.default_output))
+
+    @property
+    def default_output(self) -> str:
+        return "logits" if self.model.classes else "pooled"
+
+    def _output(self, name: str) -> Output:
+        model = self.model
+        pools = {"pooled": model.pool, "logits": model.head_pool or model.pool}
+        pool = (self.pool or pools[name]) if name in pools else None
+        return Output.named(name, pool=pool, normed=not self.features_raw)
+
+    def _check_outputs(self) -> None:
+        model, outputs = self.model, self.outputs
+        names, kinds = [output.name for output in outputs], {output.kind for output in outputs}
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UsageError(f"--output names {', '.join(twice)} twice.")
+        if "cls" in kinds and not model.class_token:
+            raise UsageError(f"--output cls: {model.short} has no class token; pooled is its global feature.")
+        if "features" in kinds and model.window_of is not None:
+            raise UsageError(f"--output features is for ViTs without windows, {model.short} has them: take tokens.")
+        beyond = [output.block for output in outputs if output.block is not None and output.block >= len(model.blocks)]
+        if beyond:
+            raise UsageError(
+                f"--output features:{beyond[0]}: {model.short} has {len(model.blocks)} blocks, "
+                f"0 to {len(model.blocks) - 1}."
+            )
+        if self.pool is not None and not kinds & {"logits", "pooled"}:
+            raise UsageError(f"--pool is for logits and pooled, but --output is {self.output}: leave one out.")
+        if self.pool is not None and self.pool not in model.pools:
+            raise UsageError(f"--pool {self.pool}: {model.short} has only --pool {' or '.join(model.pools)}.")
+        if self.features_raw and "features" not in kinds:
+            raise UsageError("--features-raw is for --output features:…: add it, or leave both out.")
 
     def _check_engines(self) -> None:
         if set(self.engines) == {"none"} and self.engine_flags:
@@ -172,6 +216,7 @@ class Request:
     def options(self) -> dict[str, str]:
         """Every field as text, files by their names only: what a bundle says of the request that it was made from."""
         noted = {field.name: _option(getattr(self, field.name)) for field in fields(self)}
+        noted["output"] = self.output or self.default_output
         return noted | {"revision": self.revision or ""}  # a branch of the hub may hold a slash
 
     def graphs(self) -> tuple[IoSpec, ...]:
@@ -185,7 +230,7 @@ class Request:
             IoSpec(
                 resolution=size,
                 batch=self.batch,
-                output=self.output,
+                outputs=self.outputs,
                 pixels=self.pixels,
                 rope=self.rope,
                 positions=positions,
@@ -214,6 +259,28 @@ class Request:
             layout="NHWC" if self.pixels else "NCHW",
             dtype="uint8" if self.pixels else DTYPES[self.io_precision],
         )
+
+
+def _names(text: str) -> list[str]:
+    """`cls,features:5,11` → cls, features_5, features_11. Raises UsageError."""
+    names: list[str] = []
+    in_features = False
+    for part in (part.strip() for part in text.split(",")):
+        kind, colon, block = part.partition(":")
+        if in_features and not colon and part.isascii() and part.isdigit():
+            names.append(f"features_{int(part)}")
+            continue
+        in_features = kind == "features" and block.isascii() and block.isdigit()
+        if in_features:
+            names.append(f"features_{int(block)}")
+        elif part in _PLAIN_OUTPUTS:
+            names.append(part)
+        else:
+            raise UsageError(
+                f"--output {text!r}: {part!r} is none of {', '.join(_PLAIN_OUTPUTS)} or features:BLOCK[,BLOCK…], "
+                "such as features:2,5,8,11."
+            )
+    return names
 
 
 def _option(value: object) -> str:

@@ -41,12 +41,12 @@ def host_inputs(bundle: Path, artifact: manifest.ArtifactEntry) -> Callable[[Res
     files = [each.path for each in artifact.files if each.kind == positions.KIND]
     if not files or artifact.dynamic is None:
         return lambda size: {}
-    patch, parts = artifact.dynamic.multiple, positions.read(bundle / files[0])
+    dynamic, parts = artifact.dynamic, positions.read(bundle / files[0])
     dtypes = {each.name: each.dtype for each in artifact.inputs}
 
     @functools.lru_cache(maxsize=2)  # of a large model at 1024 they take 400 MB
     def filled(size: Resolution) -> Arrays:
-        made = inputs.fill(parts, size.height // patch, size.width // patch, 1)
+        made = inputs.fill(parts, size.height // dynamic.patch, size.width // dynamic.patch, dynamic.prefix)
         return {name: in_format(array, dtypes[name]) for name, array in made.items()}
 
     return filled
@@ -114,7 +114,15 @@ class Model:
         return f"{self._runner(graph.path).describe}, {graph.path}"
 
     def run(self, images: Array) -> Array:
-        """Answers for a batch (B, 3, H, W) in the graph's format, or (B, H, W, 3) uint8 where it takes raw pixels.
+        """The answer to a batch, of a bundle with one output; see `run_all`."""
+        answers = self.run_all(images)
+        if len(answers) > 1:
+            raise InputError(f"the bundle gives {', '.join(answers)}: call run_all, which returns them by name.")
+        return next(iter(answers.values()))
+
+    def run_all(self, images: Array) -> dict[str, Array]:
+        """Answers by output to a batch (B, 3, H, W) in the graph's format, or (B, H, W, 3) uint8 where it takes raw
+        pixels.
 
         The graph's format is float32 unless the bundle was made with another `--io-precision`; answers have it too.
         Raises InputError for a format, layout, size or batch that the bundle has no graph for; nothing is converted.
@@ -126,7 +134,8 @@ class Model:
             needed = f"{batch.min}" if batch.min == batch.max else f"{batch.min} to {batch.max}"
             raise InputError(f"a batch of {len(images)} was given, {graph.path} takes {needed}.")
         feeds = {graph.inputs[0].name: images, **self._host[graph.path](size)}
-        return self._runner(graph.path).run(feeds)[graph.outputs[0].name]
+        answers = self._runner(graph.path).run(feeds)
+        return {output.name: answers[output.name] for output in graph.outputs}
 
     def _size(self, images: Array) -> Resolution:
         nhwc = self.preprocess.layout == "NHWC"

@@ -34,7 +34,11 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 IoPrecision = Literal["fp32", "fp16", "bf16"]
 # portable: for engines, OpenVINO and others · onnxruntime: what ONNX Runtime's CPU provider is fast with
 Form = Literal["portable", "onnxruntime"]
-Output = Literal["logits", "cls", "tokens"]
+Interpolation = Literal["bicubic", "bilinear"]
+CropMode = Literal["center", "squash"]
+OutputKind = Literal["logits", "pooled", "cls", "tokens", "features"]
+OUTPUT_KINDS: tuple[OutputKind, ...] = ("logits", "pooled", "cls", "tokens", "features")
+Pool = Literal["token", "avg", "map"]
 
 # As NumPy, torch and manifests call them.
 DTYPES: dict[str, Literal["float32", "float16", "bfloat16"]]
@@ -135,11 +139,36 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """One output of a graph; B batch, C width of the model.
+
+    logits    (B, classes), of the feature that `pool` gives
+    pooled    (B, C): the class token or the mean of the patch tokens, after the final norm
+    cls       (B, C): the class token after the final norm
+    tokens    (B, T, C): all tokens after the final norm, those before the patches first
+    features  (B, C, rows, columns): the patch tokens behind `block`, 0-based, `normed` by the final norm or as they are
+    """
+
+    name: str
+    kind: OutputKind
+    pool: Pool | None = None
+    block: int | None = None
+    normed: bool = True
+
+    @classmethod
+    def named(cls, name: str, *, pool: Pool | None = None, normed: bool = True) -> Output:
+        """`logits`, `pooled`, `cls`, `tokens` or `features_5`, which says the rest."""
+        kind, _, block = name.partition("_")
+        if kind not in OUTPUT_KINDS or (kind == "features") != block.isdigit():
+            raise ValueError(f"{name!r} is no output of a graph")
+        return cls(name=name, kind=kind, pool=pool, block=int(block) if block else None, normed=normed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class IoSpec:
     """What goes into a graph and what comes out of it.
 
     image   (B, 3, H, W), normalised; or with `pixels` (B, H, W, 3) uint8, raw RGB
-    logits  (B, classes) · cls (B, features): the pooled feature · tokens (B, T, features): all normalised tokens
 
     `resolution` is the size of a baked graph, the largest height and width of one that takes any size. `positions`:
     what the host fills beside the image, where `rope` is "inputs". `dtype`: of all these but raw pixels.
@@ -147,7 +176,7 @@ class IoSpec:
 
     resolution: Resolution
     batch: Dim
-    output: Output
+    outputs: tuple[Output, ...]
     pixels: bool
     rope: RopeMode = "baked"
     positions: tuple[TensorSpec, ...] = ()
@@ -169,6 +198,10 @@ class IoSpec:
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The image first."""
         return (self.image, *(replace(each, dtype=self.dtype) for each in self.positions))
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(output.name for output in self.outputs)
 
     @property
     def image(self) -> TensorSpec:
@@ -239,13 +272,15 @@ class Plan:
 class Transform:
     """What is done to an image before a model sees it.
 
-    crop: the size cut from the centre over the size that the short side is resized to.
+    crop       the size cut from the centre over the size that the short side is resized to
+    crop_mode  center: as `crop` says, keeping proportions · squash: both sides resized to the size itself
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str
+    interpolation: Interpolation
     crop: float
+    crop_mode: CropMode = "center"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

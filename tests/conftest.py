@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float32]
 ONE = Dim(min=1, opt=1, max=1)
+LOGITS = (Output.named("logits", pool="token"),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,9 @@ class Case:
     def factors(self, limit: Resolution) -> list[Factors]:
         return block_factors(frequencies_of(self.spec, self.weights), self.spec.rope.coordinates, self.spec.grid(limit))
 
-    def io(self, output: Output = "logits", *, batch: Dim = ONE, pixels: bool = False) -> IoSpec:
-        return IoSpec(resolution=self.resolution, batch=batch, output=output, pixels=pixels)
+    def io(self, output: str = "logits", *, batch: Dim = ONE, pixels: bool = False) -> IoSpec:
+        outputs = outputs_of(self.spec, output)
+        return IoSpec(resolution=self.resolution, batch=batch, outputs=outputs, pixels=pixels)
 
     def deploy(self, **changes: object) -> Array:
         """Logits of the folded module; `changes` replace what it is built from, to build a wrong one."""
@@ -66,8 +68,14 @@ class Case:
         bank = TableBank(given["tables"]) if given["tables"] else None  # type: ignore[arg-type]
         module = FORMS[self.spec.family](self.spec, given["weights"], bank, self.io()).eval()  # type: ignore[arg-type]
         with torch.inference_mode():
-            out: Array = torch.cat([module(torch.from_numpy(image[None])) for image in self.images]).numpy()
+            out: Array = torch.cat([module(torch.from_numpy(image[None]))[0] for image in self.images]).numpy()
         return out
+
+
+def outputs_of(spec: ModelSpec, output: str) -> tuple[Output, ...]:
+    """What `--output` asks for of a model."""
+    size = Resolution(height=spec.multiple, width=spec.multiple)
+    return Request(model=spec, resolutions=(size,), output=output).outputs
 
 
 def frequencies_of(spec: ModelSpec, weights: Weights) -> list[npt.NDArray[np.generic]]:
@@ -85,14 +93,14 @@ def shallow(spec: ModelSpec) -> ModelSpec:
 
 
 @functools.lru_cache(maxsize=16)
-def _case(model: str, size: str, output: Output, deep: bool) -> Case:
+def _case(model: str, size: str, output: str, deep: bool) -> Case:
     spec, resolution = find_model(model), Resolution.parse(size)
     spec = spec if deep else shallow(spec)
     weights = adopt(spec, random_checkpoint(spec, seed=0))
     sized = resize(spec, weights, resolution)
     preprocess = Request(model=spec, resolutions=(resolution,)).preprocess
     images = normalise(samples.pixels(preprocess, resolution, seed=0), preprocess)
-    theirs = reference.run(reference.build(spec, sized, resolution, output), images)
+    theirs = reference.run(reference.build(spec, sized, resolution, outputs_of(spec, output)), images)[output]
     return Case(spec=spec, resolution=resolution, weights=weights, sized=sized, images=images, theirs=theirs)
 
 
@@ -100,7 +108,7 @@ def _case(model: str, size: str, output: Output, deep: bool) -> Case:
 def case() -> Callable[..., Case]:
     """`case("rope_mixed_deit_small", "224")`: of a few blocks only, unless `deep`."""
 
-    def make(model: str, size: str, output: Output = "logits", *, deep: bool = False) -> Case:
+    def make(model: str, size: str, output: str = "logits", *, deep: bool = False) -> Case:
         return _case(model, size, output, deep)
 
     return make

@@ -25,7 +25,7 @@ from ropevit_export.trace.export import export_plain
 from ropevit_export.values import Plan, Weights
 from ropevit_export.verbs import bench, plot
 from ropevit_export.verbs.bench import Contender, Timing, contenders
-from tests.conftest import Case
+from tests.conftest import Case, outputs_of
 
 HERE = Path("bundles")
 
@@ -143,9 +143,11 @@ def test_a_peer_in_16_bits_is_still_the_model(
     each = case(model, "64")
     copied = Weights(tensors={name: tensor.clone() for name, tensor in each.sized.tensors.items()}, classes=1000)
     run = reference.batch_runner(
-        reference.build(each.spec, copied, each.resolution, "logits"), compiled=False, precision=precision
+        reference.build(each.spec, copied, each.resolution, outputs_of(each.spec, "logits")),
+        compiled=False,
+        precision=precision,
     )
-    answers = run(each.images[:1])
+    (answers,) = run(each.images[:1])
     assert answers.dtype == np.float32
     assert np.abs(answers - each.theirs[:1]).max() < limit * each.theirs.std()
 
@@ -154,16 +156,16 @@ def test_a_peer_asked_onto_a_gpu_that_is_not_there_is_an_error(case: Callable[..
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     each = case("swin_rope_axial_tiny", "64")
-    model = reference.build(each.spec, each.sized, each.resolution, "logits")
+    model = reference.build(each.spec, each.sized, each.resolution, outputs_of(each.spec, "logits"))
     with pytest.raises(BackendError, match="PyTorch .* finds no GPU"):
         reference.batch_runner(model, compiled=False, device="cuda")
 
 
 def test_the_plain_export_of_complex_numbers_is_a_sentence(case: Callable[..., Case], tmp_path: Path) -> None:
     each = case("swin_rope_axial_tiny", "64")
-    model = reference.build(each.spec, each.sized, each.resolution, "logits")
+    model = reference.build(each.spec, each.sized, each.resolution, outputs_of(each.spec, "logits"))
     with pytest.raises(TraceError, match="plain torch.onnx.export fails on the unfolded model"):
-        export_plain(model, each.images[:1], tmp_path / "plain.onnx", "logits")
+        export_plain(model, each.images[:1], tmp_path / "plain.onnx", ["logits"])
 
 
 def test_on_engines_the_plain_export_is_built_into_one(
@@ -185,8 +187,8 @@ def test_on_engines_the_plain_export_is_built_into_one(
     monkeypatch.setitem(BUILDERS, "tensorrt", Maker)
     monkeypatch.setitem(RUNNERS, "tensorrt", run)
     each = case("rope_axial_deit_small", "64")
-    model = reference.build(each.spec, each.sized, each.resolution, "logits")
-    assert bench._plain("tensorrt", model, "fp32", each.images[:1], "logits") == (
+    model = reference.build(each.spec, each.sized, each.resolution, outputs_of(each.spec, "logits"))
+    assert bench._plain("tensorrt", model, "fp32", each.images[:1], ["logits"]) == (
         "plain.engine", 4, {"precision": "fp32", "targets": ("90",), "built_with": "tensorrt 11"},
     )  # fmt: skip
     assert [(spec.runtime, spec.precision, spec.profiles) for spec in built] == [("tensorrt", "fp32", ())]

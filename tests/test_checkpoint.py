@@ -23,6 +23,7 @@ from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import MODELS, find_model
 from ropevit_export.request import Request
 from ropevit_export.values import Checkpoint, Resolution, Weights
+from tests.conftest import outputs_of
 
 Tensors = dict[str, torch.Tensor]
 
@@ -250,7 +251,7 @@ def test_official_tensors_are_adopted_as_they_are(official: tuple[ModelSpec, Wei
 
 def test_timms_layout_is_adopted_to_the_same_weights(official: tuple[ModelSpec, Weights]) -> None:
     spec, weights = official
-    timms = reference.build(spec, weights, SQUARE, "logits").model.state_dict()
+    timms = reference.build(spec, weights, SQUARE, outputs_of(spec, "logits")).model.state_dict()
     assert timms.keys() != weights.tensors.keys()
     assert_same(adopt(spec, checkpoint_of(timms)).tensors, weights.tensors)
 

@@ -28,7 +28,7 @@ from ropevit_export.models import reference
 from ropevit_export.request import EngineSpec
 from ropevit_export.trace.export import trace
 from ropevit_export.values import Dim
-from tests.conftest import Case
+from tests.conftest import Case, outputs_of
 
 Make = Callable[..., Case]
 DIGITS = ("--model", "rope_mixed_deit_digits", "--precision", "fp16", "--engine", "tensorrt-rtx", "-q")
@@ -91,7 +91,7 @@ def counted(each: Case, output: Any, folder: Path) -> tuple[int, int]:
     shape = (2, 3, each.resolution.height, each.resolution.width)
     found = graph.read(path, {"image": shape})
     assert len(found.attentions) == len(each.spec.blocks)
-    model = reference.build(each.spec, each.sized, each.resolution, output)
+    model = reference.build(each.spec, each.sized, each.resolution, outputs_of(each.spec, output))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(shape))
     return sum(found.flops.values()), counter.get_total_flops()

@@ -11,7 +11,7 @@ from ropevit_export.models.adopt import adopt
 from ropevit_export.models.resize import resize
 from ropevit_export.models.zoo import find_model
 from ropevit_export.values import Checkpoint, Resolution, Weights
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, outputs_of
 from tests.golden import fill
 
 LOGITS = np.load(GOLDEN / "logits.npz")
@@ -33,8 +33,10 @@ QUICK = [case for case in LOGITS.files if "base" not in case and "384x384" not i
 def test_the_reference_is_the_authors(case: str) -> None:
     name, size = case.split("@")
     spec, resolution = find_model(name), Resolution.parse(size)
-    model = reference.build(spec, resize(spec, official_weights(name), resolution), resolution, "logits")
-    ours = reference.run(model, fill.image(resolution.height, resolution.width))
+    model = reference.build(
+        spec, resize(spec, official_weights(name), resolution), resolution, outputs_of(spec, "logits")
+    )
+    ours = reference.run(model, fill.image(resolution.height, resolution.width))["logits"]
     np.testing.assert_allclose(ours, LOGITS[case], atol=1e-5)
 
 
@@ -42,9 +44,9 @@ def test_non_square_swin_windows_follow_both_sides() -> None:
     """This project's extension: at 224x448 a window has 7x14 tokens, and rotating the image must matter."""
     spec, resolution = find_model("swin_rope_mixed_tiny"), Resolution(height=224, width=448)
     weights = resize(spec, official_weights(spec.name), resolution)
-    model = reference.build(spec, weights, resolution, "tokens")
+    model = reference.build(spec, weights, resolution, outputs_of(spec, "tokens"))
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 448)).astype(np.float32)
-    assert reference.run(model, image).shape == (1, 7 * 14, 768)
+    assert reference.run(model, image)["tokens"].shape == (1, 7 * 14, 768)
     assert model.model.layers[0].blocks[0].window_size == (7, 14)
 
 

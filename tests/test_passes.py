@@ -19,11 +19,12 @@ from ropevit_export.passes.simplify import FoldSequences, Simplify
 from ropevit_export.passes.swin import MeanAfterHead, ScaleAfterProduct
 from ropevit_export.passes.verify import verify
 from ropevit_export.values import Dim, Graph, IoSpec, Resolution
+from tests.conftest import LOGITS
 
 Text = Callable[[str], ir.Model]
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 IO = IoSpec(
-    resolution=Resolution(height=2, width=2), batch=Dim(min=1, opt=1, max=1), output="logits", pixels=False
+    resolution=Resolution(height=2, width=2), batch=Dim(min=1, opt=1, max=1), outputs=LOGITS, pixels=False
 )  # fmt: skip
 SPLIT = f"""{HEADER}
 g (float[1,4] image) => (float[1,4] logits) <int64 two = {{2}}, int64 zero = {{0}}, int64 one = {{1}}> {{

@@ -26,7 +26,7 @@ from ropevit_export.passes.places import Probe, places
 from ropevit_export.passes.precision import POLICIES, ToHalf
 from ropevit_export.trace.export import trace
 from ropevit_export.values import Graph, IoSpec, Precision, Resolution
-from tests.conftest import ONE, Case
+from tests.conftest import LOGITS, ONE, Case
 
 Make = Callable[..., Case]
 TYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -134,7 +134,7 @@ def test_emulation_rounds_every_result(
         logits = Mul (b, b)
     }"""
     model = common.ShapeInferencePass()(graph_of(text)).model
-    io = IoSpec(resolution=Resolution.parse("8"), batch=ONE, output="logits", pixels=False)
+    io = IoSpec(resolution=Resolution.parse("8"), batch=ONE, outputs=LOGITS, pixels=False)
     graph = passes.apply(Graph(model=model, io=io), [ToHalf(POLICIES[precision])])
     image = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
     ours = Emulated(write(graph, tmp_path / "m.onnx"), precision=precision).run({"image": image})["logits"]

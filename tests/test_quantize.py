@@ -27,7 +27,7 @@ from ropevit_export.passes.quantize.ranges import Range, balance, calibrate
 from ropevit_export.request import EngineSpec
 from ropevit_export.trace.export import trace, trace_dynamic
 from ropevit_export.values import Dim, Graph, IoSpec, Plan, Resolution
-from tests.conftest import Case
+from tests.conftest import LOGITS, Case
 
 Make = Callable[..., Case]
 Text = Callable[[str], ir.Model]
@@ -384,7 +384,7 @@ def test_attention_with_a_mask_or_bias_stays(case: Make) -> None:
 
 def test_a_graph_of_any_size_and_batch_is_quantized(case: Make) -> None:
     each = case("deit_small", "64")
-    io = IoSpec(resolution=Resolution.parse("96"), batch=Dim(min=1, opt=2, max=4), output="logits", pixels=False,
+    io = IoSpec(resolution=Resolution.parse("96"), batch=Dim(min=1, opt=2, max=4), outputs=LOGITS, pixels=False,
                 rope="dynamic")  # fmt: skip
     graph = passes.run(trace_dynamic(each.spec, each.weights, [], io), "fp32")
     theirs = infer(graph.model, each.images[:2])

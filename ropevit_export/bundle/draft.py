@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,7 @@ class Draft:
         return path
 
     def add_graph(
-        self, path: Path, graph: Graph, form: Form, output: TensorSpec, counts: Counts
+        self, path: Path, graph: Graph, form: Form, outputs: Sequence[TensorSpec], counts: Counts
     ) -> manifest.ArtifactEntry:
         """List a written graph."""
         request, io = self.request, graph.io
@@ -69,7 +69,7 @@ class Draft:
                 precision=request.precision,
                 form=form,
                 inputs=tuple(manifest.TensorEntry(**dataclasses.asdict(tensor)) for tensor in io.inputs),
-                outputs=(manifest.TensorEntry(**dataclasses.asdict(output)),),
+                outputs=tuple(map(manifest.OutputEntry.of, io.outputs, outputs)),
                 census=_census_entries(counts),
             )
         )
@@ -136,7 +136,7 @@ class Draft:
         written = manifest.Manifest(
             model=request.model.name,
             rope=request.rope,
-            output=request.output,
+            output=request.output or request.default_output,
             classes=self.classes,
             weights=manifest.WeightsEntry(
                 source=checkpoint.source,
@@ -166,6 +166,7 @@ class Draft:
 def parity_entry(each: ParityReport) -> manifest.ParityEntry:
     return manifest.ParityEntry(
         artifact=each.artifact,
+        output=each.output,
         resolution=(each.resolution.height, each.resolution.width),
         batch=each.batch,
         inputs=each.inputs,
@@ -180,8 +181,8 @@ def parity_entry(each: ParityReport) -> manifest.ParityEntry:
 def _dynamic_entry(request: Request, io: IoSpec) -> manifest.DynamicEntry | None:
     if not io.any_size:
         return None
-    limit = (io.resolution.height, io.resolution.width)
-    return manifest.DynamicEntry(max=limit, multiple=request.model.multiple)
+    limit, model = (io.resolution.height, io.resolution.width), request.model
+    return manifest.DynamicEntry(max=limit, multiple=model.multiple, patch=model.patch, prefix=model.prefix)
 
 
 def _limits(request: Request, io: IoSpec) -> dict[str, str]:

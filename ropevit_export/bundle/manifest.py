@@ -4,6 +4,7 @@ an unknown or missing one is an error.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ropevit_export.errors import BundleError
+from ropevit_export.values import CropMode, Interpolation, Output, Pool, TensorSpec
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
@@ -39,14 +41,16 @@ class PreprocessEntry(_Strict):
     """What a host does to an RGB image before the graph. `dtype`: of what it makes; uint8: the graph normalises by
     itself.
 
-    Resize the short side to int(size / crop), `interpolation` with antialiasing, crop the centre; then
-    (pixel / 255 - mean) / std, rounded once to `dtype`.
+    Where `crop_mode` is "center", resize the short side to int(size / crop) and crop the centre; where it is "squash",
+    resize both sides to the size. `interpolation` with antialiasing. Then (pixel / 255 - mean) / std, rounded once to
+    `dtype`.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: Literal["bicubic"]
+    interpolation: Interpolation
     crop: float
+    crop_mode: CropMode
     layout: Literal["NCHW", "NHWC"]
     dtype: Literal["float32", "float16", "bfloat16", "uint8"]
 
@@ -57,6 +61,21 @@ class TensorEntry(_Strict):
     shape: tuple[int | str, ...]
 
 
+class OutputEntry(TensorEntry):
+    """`pool`: what logits and the pooled feature are of. `normed`: whether features went through the final norm."""
+
+    pool: Pool | None = None
+    normed: bool | None = None
+
+    def value(self) -> Output:
+        return Output.named(self.name, pool=self.pool, normed=self.normed is not False)
+
+    @classmethod
+    def of(cls, output: Output, shape: TensorSpec) -> OutputEntry:
+        normed = output.normed if output.block is not None else None
+        return cls(**dataclasses.asdict(shape), pool=output.pool, normed=normed)
+
+
 class BatchEntry(_Strict):
     min: Extent
     opt: Extent
@@ -64,10 +83,15 @@ class BatchEntry(_Strict):
 
 
 class DynamicEntry(_Strict):
-    """A graph that takes any height and width up to `max` that are multiples of `multiple`."""
+    """A graph that takes any height and width up to `max` that are multiples of `multiple`.
+
+    patch, prefix: pixels a patch's side, and tokens before the patches, by which a host sizes position inputs.
+    """
 
     max: Size
     multiple: Extent
+    patch: Extent
+    prefix: Annotated[int, Field(ge=0)]
 
     def takes(self, height: int, width: int) -> bool:
         on_grid = height > 0 and width > 0 and height % self.multiple == 0 and width % self.multiple == 0
@@ -110,7 +134,7 @@ class ArtifactEntry(_Strict):
     precision: str
     form: Literal["portable", "onnxruntime"] = "portable"
     inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
+    outputs: tuple[OutputEntry, ...]
     built_with: str
     targets: tuple[str, ...]
     files: tuple[FileEntry, ...] = ()
@@ -127,9 +151,10 @@ class ArtifactEntry(_Strict):
 
 
 class ParityEntry(_Strict):
-    """`metrics` and `tolerance` by name; `passed` follows from them."""
+    """Of one output. `metrics` and `tolerance` by name; `passed` follows from them."""
 
     artifact: str
+    output: str
     resolution: Size
     batch: Extent
     inputs: str
@@ -150,14 +175,16 @@ class ParityEntry(_Strict):
 
 
 class Manifest(_Strict):
-    """`request`: the options that the bundle was made with, files by their names only; by it a later run of the same
+    """`output`: what was asked for, such as "logits" or "cls,features:5,11"; artifacts list their outputs by name.
+
+    `request`: the options that the bundle was made with, files by their names only; by it a later run of the same
     matrix knows a bundle that is done.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     model: str
     rope: Literal["baked", "dynamic", "inputs"]
-    output: Literal["logits", "cls", "tokens"]
+    output: str
     classes: int
     weights: WeightsEntry
     preprocess: PreprocessEntry

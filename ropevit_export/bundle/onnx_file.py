@@ -69,8 +69,8 @@ def write(graph: Graph, path: Path, weights: WeightFile, metadata: dict[str, str
 
 def metadata(spec: ModelSpec, rope: RopeMode, preprocess: Preprocess, weights: dict[str, str]) -> dict[str, str]:
     """The facts that travel inside the file, as text."""
-    facts = {"mean": preprocess.mean, "std": preprocess.std, "interpolation": preprocess.interpolation,
-             "crop": preprocess.crop, "layout": preprocess.layout, "dtype": preprocess.dtype}  # fmt: skip
+    names = ("mean", "std", "interpolation", "crop", "crop_mode", "layout", "dtype")
+    facts = {name: getattr(preprocess, name) for name in names}
     return {
         "model": spec.name,
         "rope": rope,

@@ -27,7 +27,7 @@ def render(
         *([] if checkpoint.trained else [f"**{UNTRAINED}.**", ""]),
         f"Weights: {checkpoint.source}{at}, SHA-256 {checkpoint.sha256}.",
         f"Rotary tables: {request.rope}. Precision: {request.precision}; inputs and outputs: "
-        f"{request.io_precision}. Output: {request.output}.",
+        f"{request.io_precision}. Output: {request.output or request.default_output}.",
         "",
         "| artifact | size | batch | built with | targets |",
         "|---|---|---|---|---|",
@@ -45,8 +45,9 @@ def render(
         "",
         "## Parity",
         "",
-        "| artifact | size | batch | max abs | mean abs | over rms | limit | cosine | top-1 | NaN, Inf | verdict |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| artifact | output | size | batch | max abs | mean abs | over rms | limit | cosine | top-1 "
+        "| NaN, Inf | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(_row(each) for each in parity),
         "",
         *dict.fromkeys(
@@ -68,6 +69,7 @@ def _row(each: ParityReport) -> str:
     m = each.metrics
     cells = (
         each.artifact,
+        each.output,
         each.resolution,
         each.batch,
         f"{m.max_abs:.2e}",

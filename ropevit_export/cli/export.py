@@ -125,11 +125,16 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--output",
-    type=click.Choice(["logits", "cls", "tokens"]),
-    default="logits",
-    show_default=True,
-    help="Head, pooled feature, or all tokens.",
+    metavar="KIND[,KIND...]",
+    help="logits: the head's · pooled: the authors' global feature · cls: the class token · tokens: all, normalised · "
+    "features:2,5,8,11: maps of patch tokens after those blocks.  [default: logits, or pooled without a head]",
 )
+@click.option(
+    "--pool",
+    type=click.Choice(["token", "avg", "map"]),
+    help="What pooled and logits are of  [default: what the authors pool].",
+)
+@click.option("--features-raw", is_flag=True, help="Features as they are, not through the final norm.")
 @click.option("--pixels", is_flag=True, help="The graph takes raw uint8 NHWC pixels and normalises itself.")
 @click.option(
     "--seed",

@@ -1,4 +1,4 @@
-"""The authors' evaluation transform, on PIL: resize bicubically with antialiasing, centre crop, normalise."""
+"""A model's evaluation transform, on PIL: resize with antialiasing, crop the centre or squash, normalise."""
 
 from __future__ import annotations
 
@@ -9,27 +9,38 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ropevit_export.values import Preprocess, Resolution
+from ropevit_export.values import Preprocess, Resolution, Transform
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, FloatArray
 
 
-def crop(image: Image.Image, preprocess: Preprocess, resolution: Resolution) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) RGB pixels. The short side goes to int(size / crop ratio), as torchvision's Resize does it.
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def crop(image: Image.Image, preprocess: Transform, resolution: Resolution) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) RGB pixels. The short side goes to int(size / crop ratio), as torchvision's Resize does it, and the
+    centre is cut out; or, squashed, both sides go to the size.
 
     For a size that is not square, the smallest resize that covers it: this project's extension.
     """
-    cover = [int(side / preprocess.crop) for side in (resolution.height, resolution.width)]
-    width, height = image.size
-    if cover[0] * width <= cover[1] * height:  # the width decides
-        size = (cover[1], int(cover[1] * height / width))
-    else:
-        size = (int(cover[0] * width / height), cover[0])
-    resized = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
-    top = round((resized.shape[0] - resolution.height) / 2.0)
-    left = round((resized.shape[1] - resolution.width) / 2.0)
+    width, height = _resized(image.size, preprocess, resolution)
+    resampling = _RESAMPLING[preprocess.interpolation]
+    resized = np.asarray(image.convert("RGB").resize((width, height), resampling))
+    top = round((height - resolution.height) / 2.0)
+    left = round((width - resolution.width) / 2.0)
     return resized[top : top + resolution.height, left : left + resolution.width]
+
+
+def _resized(image: tuple[int, int], preprocess: Transform, resolution: Resolution) -> tuple[int, int]:
+    """(width, height) to resize an image of such a size to."""
+    if preprocess.crop_mode == "squash":
+        return resolution.width, resolution.height
+    width, height = image
+    cover = [int(side / preprocess.crop) for side in (resolution.height, resolution.width)]
+    if cover[0] * width <= cover[1] * height:  # the width decides
+        return cover[1], int(cover[1] * height / width)
+    return int(cover[0] * width / height), cover[0]
 
 
 def normalise(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> FloatArray:

@@ -35,7 +35,7 @@ def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
     classes = head.shape[0] if head is not None and head.ndim == 2 else spec.classes
     if head is not None and classes == 0:
         raise CheckpointError(f"{checkpoint.source}: head.weight has no rows, needs at least one class.")
-    expected = family.shapes(spec, classes)
+    expected = family.shapes(family.as_filed(spec, tensors), classes)
     problems = [
         _named("missing", expected.keys() - tensors.keys()),
         _named("unexpected", tensors.keys() - expected.keys()),
@@ -127,7 +127,9 @@ def _owns(spec: ModelSpec, given: Mapping[str, torch.Tensor]) -> bool:
         tensors = family.official(given)
     except CheckpointError:
         return False
-    shapes = family.shapes(spec, spec.classes)
+    head = tensors.get("head.weight")
+    classes = spec.classes if head is None else len(head)
+    shapes = family.shapes(family.as_filed(spec, tensors), classes)
     if tensors.keys() - _fixed_frequencies(spec, tensors) != shapes.keys() or _frequency_fault(spec, tensors):
         return False
     return all(

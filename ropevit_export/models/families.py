@@ -6,12 +6,12 @@ in the table of each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ropevit_export.models import swin, vit
 from ropevit_export.models.spec import Family, ModelSpec
-from ropevit_export.values import Resolution, Weights
+from ropevit_export.values import Output, Resolution, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,10 @@ class Knowledge(Protocol):
         """Of every parameter of the model as published, under its official name, with that many classes."""
         ...
 
+    def as_filed(self, spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
+        """The model with what the file decides, from official tensors: whether there are optional biases."""
+        ...
+
     def official(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tensors of any layout under official names, without the buffers that follow from the architecture.
 
@@ -45,6 +49,10 @@ class Knowledge(Protocol):
 
     def reference(self, spec: ModelSpec, weights: Weights, resolution: Resolution) -> nn.Module:
         """The unfolded PyTorch model at one size, timm's as far as it has one. It shares the memory of the weights."""
+        ...
+
+    def answers(self, model: Any, image: torch.Tensor, outputs: Sequence[Output]) -> list[torch.Tensor]:
+        """What the reference gives for each output, by the model's own methods as far as it has them."""
         ...
 
 

@@ -21,22 +21,21 @@ if TYPE_CHECKING:
 
 
 class Reference(nn.Module):
-    """A timm model that answers with the requested output."""
+    """The unfolded model, which answers with one tensor or, where several are asked for, a tuple in their order."""
 
-    def __init__(self, model: nn.Module, output: Output) -> None:
+    def __init__(self, model: nn.Module, spec: ModelSpec, outputs: Sequence[Output]) -> None:
         super().__init__()
         self.model: Any = model
-        self.output = output
+        self.outputs = tuple(outputs)
+        self.answers = FAMILIES[spec.family].answers
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """image (B, 3, H, W), normalised → see `values.IoSpec`."""
-        tokens = self.model.forward_features(image)
-        if self.output == "tokens":
-            return tokens if tokens.ndim == 3 else tokens.flatten(1, 2)
-        return self.model.forward_head(tokens, pre_logits=self.output == "cls")
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """image (B, 3, H, W), normalised → see `values.Output`."""
+        answers = self.answers(self.model, image, self.outputs)
+        return answers[0] if len(answers) == 1 else tuple(answers)
 
 
-def build(spec: ModelSpec, weights: Weights, resolution: Resolution, output: Output) -> Reference:
+def build(spec: ModelSpec, weights: Weights, resolution: Resolution, outputs: Sequence[Output]) -> Reference:
     """The unfolded model at one size, in `eval()`.
 
     `weights` are of that size (`resize.py`); the module shares their memory.
@@ -46,7 +45,7 @@ def build(spec: ModelSpec, weights: Weights, resolution: Resolution, output: Out
         import timm  # noqa: F401  warns when it is imported first
     model = FAMILIES[spec.family].reference(spec, weights, resolution)
     _fill_buffers(model)
-    return Reference(model, output).eval().requires_grad_(False)
+    return Reference(model, spec, outputs).eval().requires_grad_(False)
 
 
 def _fill_buffers(model: nn.Module) -> None:
@@ -67,8 +66,9 @@ class Rounded(nn.Module):
         super().__init__()
         self.model, self.dtype = model.to(dtype), dtype
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.model(image.to(self.dtype)).float()
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        answer = self.model(image.to(self.dtype))
+        return answer.float() if isinstance(answer, torch.Tensor) else tuple(each.float() for each in answer)
 
 
 def rounded(model: Reference, precision: Precision) -> nn.Module:
@@ -78,8 +78,8 @@ def rounded(model: Reference, precision: Precision) -> nn.Module:
 
 def batch_runner(
     model: Reference, *, compiled: bool, device: str = "cpu", precision: Precision = "fp32"
-) -> Callable[[FloatArray], FloatArray]:
-    """The model as PyTorch users run it, eagerly or by `torch.compile`: images (B, 3, H, W) → answers.
+) -> Callable[[FloatArray], list[FloatArray]]:
+    """The model as PyTorch users run it, eagerly or by `torch.compile`: images (B, 3, H, W) → answers, in order.
 
     Both are on the host. Float32 is float32: without TF32.
     """
@@ -90,10 +90,9 @@ def batch_runner(
     placed = rounded(model, precision).to(device)
     call: Any = torch.compile(placed) if compiled else placed
 
-    def run_batch(images: FloatArray) -> FloatArray:
+    def run_batch(images: FloatArray) -> list[FloatArray]:
         with torch.inference_mode():
-            answer: FloatArray = call(torch.from_numpy(images).to(device)).cpu().numpy()
-        return answer
+            return [answer.cpu().numpy() for answer in _listed(call(torch.from_numpy(images).to(device)))]
 
     return run_batch
 
@@ -141,9 +140,15 @@ def describe() -> str:
     return f"{text}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}, SM {major}{minor}"
 
 
-def run(model: Reference, images: FloatArray) -> FloatArray:
-    """images (B, 3, H, W), one by one, so that memory doesn't grow with their number."""
+def run(model: Reference, images: FloatArray) -> dict[str, FloatArray]:
+    """Answers by output to images (B, 3, H, W), one by one, so that memory doesn't grow with their number."""
     with torch.inference_mode():
-        outputs = [model(torch.from_numpy(image[None])) for image in images]
-        answer: FloatArray = torch.cat(outputs).numpy()
-    return answer
+        answers = [_listed(model(torch.from_numpy(image[None]))) for image in images]
+    return {
+        output.name: torch.cat([answer[index] for answer in answers]).numpy()
+        for index, output in enumerate(model.outputs)
+    }
+
+
+def _listed(answer: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [answer] if isinstance(answer, torch.Tensor) else list(answer)

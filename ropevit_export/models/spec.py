@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ropevit_export.errors import UsageError
-from ropevit_export.values import Resolution, TensorSpec, Transform
+from ropevit_export.values import Pool, Resolution, TensorSpec, Transform
 
 # The module of `models` and the deploy form of `trace` that know a model's parameters and computation.
 Family = Literal["vit", "swin"]
@@ -14,7 +14,6 @@ Family = Literal["vit", "swin"]
 RopeKind = Literal["none", "axial", "mixed"]
 # Which channels of a head turn together in a checkpoint: 2p and 2p + 1, or p and p + K/2.
 PairLayout = Literal["adjacent", "half"]
-Pool = Literal["token", "avg"]
 Mlp = Literal["gelu", "swiglu"]
 # Which of q, k and v have a bias in a checkpoint. "optional": q and v, if the file has them.
 QkvBias = Literal["qkv", "qv", "optional"]
@@ -72,13 +71,15 @@ class HubFile:
 class ModelSpec:
     """A model: its names, and everything its graph depends on besides weights and size.
 
+    timm, tag         timm's name, and of the weights there: timm/<name>.<tag>
     patch             its side in pixels
     dims, depths, heads   one entry a stage; an isotropic ViT has one stage
     window_of         pixels a token of a window: the window is size // window_of; None: attention sees all tokens
     class_token, registers   tokens before the patches, in this order; they don't turn
     ape               absolute embedding of patches, on a grid of `ape_grid` a side in the published file
     hidden            width of the MLP; None: four times the model's
-    pool              what the authors' head, or who uses their features, reads: class token or mean of the patches
+    pool              the authors' global feature: class token or mean of the patches
+    head_pool         what a head reads, where a fine-tuned model is usually trained on another feature
     classes           of the published weights; 0: no head
     transform         the authors' evaluation transform
     packaged          of an example whose weights are in this package, their SHA-256
@@ -87,6 +88,7 @@ class ModelSpec:
     name: str
     short: str
     timm: str | None
+    tag: str | None
     family: Family
     rope: RopeSpec
     patch: int
@@ -107,6 +109,7 @@ class ModelSpec:
     hidden: int | None = None
     norm_eps: float = 1e-6
     pool: Pool = "token"
+    head_pool: Pool | None = None
     classes: int = 1000
     packaged: str | None = None
 
@@ -118,6 +121,11 @@ class ModelSpec:
     def prefix(self) -> int:
         """Tokens before the patches."""
         return self.class_token + self.registers
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """What its tokens can be pooled by."""
+        return ("token", "avg") if self.class_token else ("avg",)
 
     def mlp_width(self, stage: int) -> int:
         return self.hidden or 4 * self.dims[stage]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ropevit_export.errors import CheckpointError
 from ropevit_export.models import frequencies as rotary
 from ropevit_export.models.spec import ModelSpec
-from ropevit_export.values import Resolution, Weights
+from ropevit_export.values import Output, Resolution, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +62,11 @@ def _merge_shapes(stage: int, dim: int) -> dict[str, tuple[int, ...]]:
     }
 
 
+def as_filed(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
+    """See `families.Knowledge`."""
+    return spec
+
+
 def official(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """See `families.Knowledge`: from timm's layout, which keeps a downsampling in the stage after it, the official one
     in the stage before.
@@ -107,6 +112,15 @@ def reference(spec: ModelSpec, weights: Weights, resolution: Resolution) -> nn.M
         _install_rope(spec, model)
     model.load_state_dict(_timm_names(weights), strict=True, assign=True)
     return model
+
+
+def answers(model: Any, image: torch.Tensor, outputs: Sequence[Output]) -> list[torch.Tensor]:
+    """See `families.Knowledge`: by timm's `forward_features` and `forward_head`."""
+    tokens = model.forward_features(image)
+    return [
+        tokens.flatten(1, 2) if output.kind == "tokens" else model.forward_head(tokens, output.kind == "pooled")
+        for output in outputs
+    ]
 
 
 def _timm_names(weights: Weights) -> dict[str, torch.Tensor]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ropevit_export.errors import CheckpointError
 from ropevit_export.models import frequencies as rotary
 from ropevit_export.models.spec import ModelSpec
-from ropevit_export.values import Resolution, Weights
+from ropevit_export.values import Output, Resolution, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +63,12 @@ def _block_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return out
 
 
+def as_filed(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
+    """See `families.Knowledge`: q and v have a bias if the file has one."""
+    filed = any(name.endswith(("attn.q_bias", "attn.v_bias")) for name in tensors)
+    return dataclasses.replace(spec, qkv_bias="qv") if spec.qkv_bias == "optional" and filed else spec
+
+
 def official(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """See `families.Knowledge`: from timm's layout; official names come back as they are."""
     out: dict[str, torch.Tensor] = {}
@@ -93,6 +100,7 @@ def reference(spec: ModelSpec, weights: Weights, resolution: Resolution) -> nn.M
     """See `families.Knowledge`: timm's own model, its tensors replaced."""
     import timm
 
+    own = {"qkv_bias": "blocks.0.attn.q_bias" in weights.tensors} if spec.qkv_bias in ("qv", "optional") else {}
     model: nn.Module = timm.create_model(
         spec.timm or "vit_small_patch16_rope_mixed_224",  # what timm lacks is of that form
         img_size=(resolution.height, resolution.width),
@@ -102,6 +110,7 @@ def reference(spec: ModelSpec, weights: Weights, resolution: Resolution) -> nn.M
         depth=spec.depths[0],
         num_heads=spec.heads[0],
         device="meta",
+        **own,
     )
     state = dict(weights.tensors)
     if spec.rope.kind == "mixed":
@@ -112,3 +121,27 @@ def reference(spec: ModelSpec, weights: Weights, resolution: Resolution) -> nn.M
             state[f"{block}.ls{leaf[-1]}.gamma"] = state.pop(name)
     model.load_state_dict(state, strict=True, assign=True)
     return model
+
+
+def answers(model: Any, image: torch.Tensor, outputs: Sequence[Output]) -> list[torch.Tensor]:
+    """See `families.Knowledge`: by timm's `forward_features` or `forward_intermediates`, its pooling and head."""
+    blocks = sorted({output.block for output in outputs if output.block is not None})
+    if not blocks:
+        tokens, maps = model.forward_features(image), {}
+    else:  # in the order of the blocks, whatever is asked for
+        normed = all(output.normed for output in outputs)
+        tokens, found = model.forward_intermediates(image, indices=blocks, norm=normed)
+        maps = dict(zip(blocks, found, strict=True))
+    return [_answer(model, tokens, maps, output) for output in outputs]
+
+
+def _answer(model: Any, tokens: torch.Tensor, maps: Mapping[int, torch.Tensor], output: Output) -> torch.Tensor:
+    if output.block is not None:
+        return maps[output.block]
+    if output.kind == "tokens":
+        return tokens
+    if output.kind == "cls":
+        return tokens[:, 0]
+    pooled: torch.Tensor = model.fc_norm(model.pool(tokens, pool_type=output.pool))
+    logits: torch.Tensor = model.head(pooled) if output.kind == "logits" else pooled
+    return logits

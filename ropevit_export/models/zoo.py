@@ -1,7 +1,8 @@
-"""The 24 models of "Rotary Position Embedding for Vision Transformer" (Heo et al., ECCV 2024, arXiv:2403.13298), and a
-small example whose trained weights are in this package.
+"""The models, as rows of data: the 24 of "Rotary Position Embedding for Vision Transformer" (Heo et al., ECCV 2024,
+arXiv:2403.13298), DINOv3 (Siméoni et al., arXiv:2508.10104) with the EUPE weights of its architecture, LingBot-Vision
+(Fu et al., arXiv:2607.05247), and a small example whose trained weights are in this package.
 
-Rows of data, no torch: `--help` and `models` read this file.
+No torch: `--help` and `models` read this file.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import dataclasses
 import difflib
 
 from ropevit_export.errors import UsageError
-from ropevit_export.models.spec import HubFile, ModelSpec, RopeKind, RopeSpec
-from ropevit_export.values import Transform
+from ropevit_export.models.spec import Coordinates, HubFile, Mlp, ModelSpec, QkvBias, RopeKind, RopeSpec
+from ropevit_export.values import Pool, Transform
 
 # size: width, blocks, heads
 _DEIT = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -26,7 +27,7 @@ _DEIT_KINDS: dict[str, tuple[RopeKind, bool, str]] = {
     "rope_mixed_ape_": ("mixed", True, "vit_{}_patch16_rope_mixed_ape_224"),
 }
 _SWIN_KINDS: dict[str, RopeKind] = {"": "none", "rope_axial_": "axial", "rope_mixed_": "mixed"}
-_TIMM_TAG = ".naver_in1k"
+_NAVER = "naver_in1k"
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 # The authors' own: DeiT resizes the short side to the size itself, where timm's configuration says 0.9.
@@ -39,11 +40,12 @@ def _deit(prefix: str, size: str) -> ModelSpec:
     kind, ape, timm_name = _DEIT_KINDS[prefix]
     name, timm = f"{prefix}deit_{size}_patch16_LS", timm_name.format(size)
     official = HubFile(repo=f"naver-ai/{name}", filename="pytorch_model.bin")
-    converted = HubFile(repo=f"timm/{timm}{_TIMM_TAG}", filename="model.safetensors")
+    converted = HubFile(repo=f"timm/{timm}.{_NAVER}", filename="model.safetensors")
     return ModelSpec(
         name=name,
         short=f"{prefix}deit_{size}",
         timm=timm,
+        tag=None if kind == "none" else _NAVER,
         family="vit",
         rope=RopeSpec(kind=kind, theta=100.0 if kind == "axial" else 10.0),
         ape=ape,
@@ -68,6 +70,7 @@ def _swin(prefix: str, size: str) -> ModelSpec:
         name=name,
         short=f"swin_{prefix}{size}",
         timm=name if kind == "none" else None,
+        tag=None,
         family="swin",
         rope=RopeSpec(kind=kind, theta=50.0 if kind == "axial" else 10.0),
         patch=4,
@@ -85,16 +88,128 @@ def _swin(prefix: str, size: str) -> ModelSpec:
     )
 
 
-MODELS: tuple[ModelSpec, ...] = (
+ROPE_VIT: tuple[ModelSpec, ...] = (
     *(_deit(prefix, size) for size in _DEIT for prefix in _DEIT_KINDS),
     *(_swin(prefix, size) for size in _SWIN for prefix in _SWIN_KINDS),
 )
+
+# size: width, blocks, heads, MLP, its width where it is not four times the model's
+_DINOV3: dict[str, tuple[int, int, int, Mlp, int | None]] = {
+    "tiny": (192, 12, 3, "gelu", None),
+    "small": (384, 12, 6, "gelu", None),
+    "small_plus": (384, 12, 6, "swiglu", None),
+    "base": (768, 12, 12, "gelu", None),
+    "large": (1024, 24, 16, "gelu", None),
+    "huge_plus": (1280, 32, 20, "swiglu", None),
+    "giant": (1536, 40, 24, "swiglu", 4096),
+    "7b": (4096, 40, 32, "swiglu", 8192),
+}
+_LVD, _SAT, _EUPE = "lvd1689m", "sat493m", "eupe_lvd1689m"
+# Meta's repositories, in the layout of transformers.
+_META = {"small": "vits16", "small_plus": "vits16plus", "base": "vitb16", "large": "vitl16", "huge_plus": "vith16plus",
+         "7b": "vit7b16"}  # fmt: skip
+_DINOV3_TRANSFORM = Transform(
+    mean=_IMAGENET_MEAN, std=_IMAGENET_STD, interpolation="bilinear", crop=1.0, crop_mode="squash"
+)
+_SAT_TRANSFORM = dataclasses.replace(_DINOV3_TRANSFORM, mean=(0.430, 0.411, 0.296), std=(0.213, 0.156, 0.143))
+
+
+def _dinov3(size: str, tag: str = _LVD, *, biases: bool = False) -> ModelSpec:
+    """`biases`: timm's names of the same architecture whose q and v have some, for weights in which they are not 0.
+
+    Of several weights for one architecture the first row has timm's plain name, the others their tag behind it.
+    """
+    timm = f"vit_{size}_patch16_dinov3{'_qkvb' if biases else ''}"
+    first = tag == _LVD or size == "tiny"
+    short = {_LVD: "dinov3_", _SAT: "dinov3_sat_", _EUPE: "eupe_"}[tag] + size
+    return _register_vit(
+        name=timm if first else f"{timm}.{tag}",
+        short=f"{short}_qkvb" if biases and tag == _LVD else short,
+        timm=timm,
+        tag=tag,
+        size=size,
+        hub=_dinov3_files(timm, tag, None if biases else _META[size]),
+        transform=_SAT_TRANSFORM if tag == _SAT else _DINOV3_TRANSFORM,
+        qkv_bias="qv" if biases else "optional",
+        head_pool="avg",  # timm's default, which a head fine-tuned with it reads
+    )
+
+
+def _dinov3_files(timm: str, tag: str, meta: str | None) -> tuple[HubFile, ...]:
+    converted = HubFile(repo=f"timm/{timm}.{tag}", filename="model.safetensors")
+    if meta is None:
+        return (converted,)
+    sharded = meta == "vit7b16"
+    official = HubFile(
+        repo=f"facebook/dinov3-{meta}-pretrain-{tag}",
+        filename="model.safetensors.index.json" if sharded else "model.safetensors",
+    )
+    return converted, official
+
+
+def _lingbot(size: str) -> ModelSpec:
+    timm = f"vit_{size}_patch16_lingbot"
+    return _register_vit(
+        name=timm,
+        short=f"lingbot_{size}",
+        timm=timm,
+        tag="robbyant",
+        size=size,
+        hub=(HubFile(repo=f"belfner/{timm}.robbyant", filename="model.safetensors"),),
+        transform=_DINOV3_TRANSFORM,
+        qkv_bias="optional" if size == "giant" else "qv",
+        head_pool=None,
+    )
+
+
+def _register_vit(
+    *, name: str, short: str, timm: str, tag: str, size: str, hub: tuple[HubFile, ...], transform: Transform,
+    qkv_bias: QkvBias, head_pool: Pool | None,
+) -> ModelSpec:  # fmt: skip
+    """One class token, four registers, angles that follow the grid, no head."""
+    dim, depth, heads, mlp, hidden = _DINOV3[size]
+    centred = Coordinates(centred=True)
+    return ModelSpec(
+        name=name,
+        short=short,
+        timm=timm,
+        tag=tag,
+        family="vit",
+        rope=RopeSpec(kind="axial", theta=100.0, layout="half", first="rows", coordinates=centred),
+        patch=16,
+        multiple=16,
+        dims=(dim,),
+        depths=(depth,),
+        heads=(heads,),
+        hub=hub,
+        transform=transform,
+        registers=4,
+        qkv_bias=qkv_bias,
+        mlp=mlp,
+        hidden=hidden,
+        norm_eps=1e-5,
+        head_pool=head_pool,
+        classes=0,
+    )
+
+
+DINOV3: tuple[ModelSpec, ...] = (
+    *(_dinov3(size) for size in _META),
+    *(_dinov3(size, biases=True) for size in ("small", "small_plus", "base", "large", "huge_plus")),
+    _dinov3("large", _SAT),
+    _dinov3("large", _SAT, biases=True),
+    _dinov3("7b", _SAT),
+    *(_dinov3(size, _EUPE, biases=True) for size in ("tiny", "small", "base")),
+)
+LINGBOT: tuple[ModelSpec, ...] = tuple(_lingbot(size) for size in ("small", "base", "large", "giant"))
+MODELS: tuple[ModelSpec, ...] = (*ROPE_VIT, *DINOV3, *LINGBOT)
 
 # Ten digits of scikit-learn at 32x32: enough to measure accuracy on any machine, without a hub. See digits/README.md.
 DIGITS = ModelSpec(
     name="rope_mixed_deit_digits",
     short="rope_mixed_deit_digits",
     timm=None,
+    tag=None,
     family="vit",
     rope=RopeSpec(kind="mixed", theta=10.0),
     patch=4,
@@ -110,17 +225,30 @@ DIGITS = ModelSpec(
 
 EXAMPLES: tuple[ModelSpec, ...] = (DIGITS,)
 
-_BY_NAME = {
-    name: spec
-    for spec in (*MODELS, *EXAMPLES)
-    for name in (spec.name, spec.short, spec.timm, spec.timm and spec.rope.kind != "none" and spec.timm + _TIMM_TAG)
-    if name
-}
+# What a name on the hub may begin with.
+_HUB_PREFIXES = ("hf-hub:", "hf_hub:", "https://huggingface.co/")
+
+
+def _names(spec: ModelSpec) -> tuple[str, ...]:
+    timm = (spec.timm, f"{spec.timm}.{spec.tag}") if spec.tag else (spec.timm,)
+    return tuple(name for name in (spec.name, spec.short, *timm) if name)
+
+
+# Of names that several rows answer to, such as timm's of an architecture with several weights, the first row's.
+_BY_NAME = {name: spec for spec in reversed((*MODELS, *EXAMPLES)) for name in _names(spec)}
+_BY_REPO = {file.repo: dataclasses.replace(spec, hub=(file,)) for spec in reversed(MODELS) for file in spec.hub}
 
 
 def find_model(name: str) -> ModelSpec:
-    """The model that answers to an official, short or timm name; the error names the three closest."""
-    if name in _BY_NAME:
-        return _BY_NAME[name]
-    closest = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0.0)
+    """The model that answers to an official, short or timm name, or to a repository of the hub, which its weights then
+    come from; the error names the three closest.
+    """
+    bare = name
+    for prefix in _HUB_PREFIXES:
+        bare = bare.removeprefix(prefix)
+    if bare in _BY_NAME:
+        return _BY_NAME[bare]
+    if bare in _BY_REPO:
+        return _BY_REPO[bare]
+    closest = difflib.get_close_matches(bare, {**_BY_NAME, **_BY_REPO}, n=3, cutoff=0.0)
     raise UsageError(f"unknown model {name!r}; closest: {', '.join(closest)}. `ropevit-export models` lists all.")

@@ -32,9 +32,10 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityReport:
-    """One artifact at one size, compared on `inputs`."""
+    """One output of an artifact at one size, compared on `inputs`."""
 
     artifact: str
+    output: str
     resolution: Resolution
     batch: int
     inputs: str
@@ -52,7 +53,7 @@ class ParityReport:
         m = self.metrics
         verdict = "within" if self.passed else "OUT OF"
         return (
-            f"{self.artifact} at {self.resolution}, batch {self.batch}: "
+            f"{self.artifact} at {self.resolution}, batch {self.batch}, {self.output}: "
             f"max error {m.max_abs:.1e}, {m.relative:.1e} of the reference's rms (limit {self.tolerance.relative:g}), "
             f"cosine {m.cosine:.8f} (limit {self.tolerance.cosine}), {m.not_finite} NaN or Inf: {verdict} tolerance"
         )

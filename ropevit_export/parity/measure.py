@@ -72,6 +72,7 @@ def compared(
         reports.append(
             compare.ParityReport(
                 artifact=artifact,
+                output=output,
                 resolution=sample.resolution,
                 batch=batch,
                 inputs=f"seeded noise and {len(theirs) - 1} photographs{_rounding(io)}",

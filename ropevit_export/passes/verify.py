@@ -56,9 +56,10 @@ def _interface_faults(graph: Graph) -> list[str]:
     }
     if list(found.items()) != list(needed.items()):
         faults.append(f"inputs are {found}, needed {needed}")
-    if [value.name for value in outputs] != [graph.io.output]:
-        faults.append(f"outputs are {[value.name for value in outputs]}, needed {graph.io.output}")
-    types = {each.name: each.dtype for each in graph.io.inputs} | {graph.io.output: graph.io.dtype}
+    names = [value.name for value in outputs]
+    if names != list(graph.io.output_names):
+        faults.append(f"outputs are {names}, needed {list(graph.io.output_names)}")
+    types = {each.name: each.dtype for each in graph.io.inputs} | dict.fromkeys(graph.io.output_names, graph.io.dtype)
     for value in (*inputs, *outputs):
         dtype = None if value.dtype is None else str(value.dtype.numpy())
         if dtype != types.get(value.name or "", dtype):

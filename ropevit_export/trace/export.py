@@ -46,7 +46,7 @@ def trace_inputs(spec: ModelSpec, weights: Weights, io: IoSpec) -> Graph:
     return _export(DeployVit(spec, weights, None, io), spec, io)
 
 
-def export_plain(module: torch.nn.Module, images: FloatArray, path: Path, output: str) -> None:
+def export_plain(module: torch.nn.Module, images: FloatArray, path: Path, outputs: Sequence[str]) -> None:
     """What a user without this package would do: `torch.onnx.export` of the unfolded model, all options left alone.
 
     The graph is in the module's own format; `images` are float32.
@@ -56,7 +56,9 @@ def export_plain(module: torch.nn.Module, images: FloatArray, path: Path, output
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            torch.onnx.export(module, (example,), path, input_names=["image"], output_names=[output], verbose=False)
+            torch.onnx.export(
+                module, (example,), path, input_names=["image"], output_names=list(outputs), verbose=False
+            )
         except Exception as error:  # of a converter, many kinds
             raise TraceError(
                 f"plain torch.onnx.export fails on the unfolded model ({type(error).__name__}), as it does on complex "
@@ -75,7 +77,7 @@ def _export(module: torch.nn.Module, spec: ModelSpec, io: IoSpec) -> Graph:
             dynamo=True,
             opset_version=OPSET,
             input_names=list(examples),
-            output_names=[io.output],
+            output_names=list(io.output_names),
             dynamic_shapes=dynamic if any(dynamic.values()) else None,
             optimize=False,  # the passes do it, in a third of the time
             verbose=False,

@@ -45,9 +45,9 @@ class DeploySwin(nn.Module):
             if ends:
                 self.merges[str(index)] = Merge(spec, tensors, stage, size, window)
         self.norm = Norm(tensors, "norm", spec.norm_eps)
-        self.head = linear(tensors, "head") if io.output == "logits" else None
+        self.head = linear(tensors, "head") if "logits" in io.output_names else None
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x = self.embed_norm(grouped(self.embed(image).permute(0, 2, 3, 1), self.window))
         nothing: list[Pair | tuple[None, None]] = [(None, None)] * len(self.blocks)
         pairs = nothing if self.positions is None else self.positions(*self.window)
@@ -56,10 +56,11 @@ class DeploySwin(nn.Module):
             if str(index) in self.merges:
                 x = self.merges[str(index)](x)
         x = self.norm(x)  # the last stage is one window: its order is the map's
-        if self.io.output == "tokens":
-            return x
-        x = x.mean(1)
-        return x if self.head is None else self.head(x)
+        answers = []
+        for output in self.io.outputs:
+            answer = x if output.kind == "tokens" else x.mean(1)
+            answers.append(self.head(answer) if output.kind == "logits" and self.head is not None else answer)
+        return tuple(answers)
 
 
 class Block(nn.Module):

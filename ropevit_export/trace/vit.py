@@ -12,7 +12,7 @@ from ropevit_export.trace.attention import Attention
 from ropevit_export.trace.fold import Norm, PatchEmbed, Tensors, linear
 from ropevit_export.trace.mlp import MLPS
 from ropevit_export.trace.positions import FactorBank, Pair, ResizedEmbedding, TableBank, given_pairs
-from ropevit_export.values import IoSpec, Weights
+from ropevit_export.values import IoSpec, Output, Pool, Weights
 
 # Tokens before the patches, in order.
 PREFIX = ("cls_token", "reg_token")
@@ -25,7 +25,7 @@ class DeployVit(nn.Module):
     where any size goes the checkpoint's own.
     """
 
-    cls_token: torch.Tensor
+    prefix: torch.Tensor
     pos_embed: torch.Tensor | None
 
     def __init__(self, spec: ModelSpec, weights: Weights, positions: TableBank | FactorBank | None, io: IoSpec) -> None:
@@ -33,19 +33,20 @@ class DeployVit(nn.Module):
         tensors = weights.tensors
         self.io = io
         self.embed = PatchEmbed(tensors, spec.transform, pixels=io.pixels)
-        self.register_buffer("cls_token", torch.cat([tensors[name] for name in PREFIX if name in tensors], 1))
+        self.register_buffer("prefix", torch.cat([tensors[name] for name in PREFIX if name in tensors], 1))
+        self.count = spec.prefix
         self.register_buffer("pos_embed", None if io.any_size else tensors.get("pos_embed"))
         limit = max(spec.grid(io.resolution))
         resizes = spec.ape and io.rope == "dynamic"
         self.resized = ResizedEmbedding(tensors["pos_embed"], limit) if resizes else None
         self.positions = positions
-        last = len(spec.blocks) - 1
+        last, first_only = last_block(spec, io.outputs), only_class_token(spec, io.outputs)
         self.blocks = nn.ModuleList(
-            Block(spec, tensors, prefix, first_only=index == last and io.output != "tokens")
-            for index, (prefix, _) in enumerate(spec.blocks)
+            Block(spec, tensors, prefix, first_only=first_only and index == last)
+            for index, (prefix, _) in enumerate(spec.blocks[: last + 1])
         )
         self.norm = Norm(tensors, "norm", spec.norm_eps)
-        self.head = linear(tensors, "head") if io.output == "logits" else None
+        self.head = linear(tensors, "head") if "logits" in io.output_names else None
 
     def forward(
         self,
@@ -53,8 +54,8 @@ class DeployVit(nn.Module):
         cos: torch.Tensor | None = None,
         sin: torch.Tensor | None = None,
         pos_embed: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """`values.IoSpec.inputs`; all but the image are the host's, where it fills them."""
+    ) -> tuple[torch.Tensor, ...]:
+        """`values.IoSpec.inputs` to its outputs, in order; all but the image are the host's, where it fills them."""
         patches = self.embed(image)
         rows, columns = patches.shape[2:]
         x = patches.flatten(2).transpose(1, 2)
@@ -63,18 +64,53 @@ class DeployVit(nn.Module):
             embedding = self.resized(rows, columns)
         if embedding is not None:
             x = x + embedding
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
+        x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], 1)
         pairs: Sequence[Pair | tuple[None, None]] = [(None, None)] * len(self.blocks)
         if self.positions is not None:
             pairs = self.positions(rows, columns)
         elif cos is not None and sin is not None:
             pairs = given_pairs(cos, sin, len(self.blocks))
-        for block, pair in zip(self.blocks, pairs, strict=True):
+        kept = {}
+        wanted = {output.block for output in self.io.outputs}
+        for index, (block, pair) in enumerate(zip(self.blocks, pairs, strict=True)):
             x = block(x, *pair)
-        if self.io.output == "tokens":
-            return self.norm(x)
-        x = self.norm(x).flatten(1)  # one token is left
-        return x if self.head is None else self.head(x)
+            if index in wanted:
+                kept[index] = x
+        answers = []
+        for output in self.io.outputs:
+            if output.block is not None:
+                answers.append(self._map(kept[output.block], rows, columns, normed=output.normed))
+            elif output.kind == "tokens":
+                answers.append(self.norm(x))
+            else:
+                pooled = self._pooled(x, output.pool or "token")
+                answers.append(self.head(pooled) if output.kind == "logits" and self.head is not None else pooled)
+        return tuple(answers)
+
+    def _map(self, x_BTC: torch.Tensor, rows: int, columns: int, *, normed: bool) -> torch.Tensor:
+        """The patch tokens as (B, C, rows, columns)."""
+        patches = x_BTC[:, self.count :]
+        patches = self.norm(patches) if normed else patches
+        return patches.transpose(1, 2).unflatten(2, (rows, columns))
+
+    def _pooled(self, x_BTC: torch.Tensor, pool: Pool) -> torch.Tensor:
+        """(B, C). The norm is every token's own, so what is not read is cut off before it."""
+        if pool == "avg":
+            return self.norm(x_BTC[:, self.count :]).mean(1)
+        return self.norm(x_BTC[:, :1]).flatten(1)
+
+
+def last_block(spec: ModelSpec, outputs: Sequence[Output]) -> int:
+    """The last block that an output depends on: those behind it are not in the graph."""
+    depth = len(spec.blocks)
+    return max(depth - 1 if output.block is None else output.block for output in outputs)
+
+
+def only_class_token(spec: ModelSpec, outputs: Sequence[Output]) -> bool:
+    """Whether of the last block nothing but the class token is read."""
+    depth = len(spec.blocks)
+    last = [output for output in outputs if output.block in (None, depth - 1)]
+    return bool(last) and all(output.kind == "cls" or output.pool == "token" for output in last)
 
 
 class Block(nn.Module):

@@ -319,7 +319,7 @@ def _prepare(contender: Contender, size: Resolution, batch: int) -> tuple[str, R
     pixels = np.resize(samples.pixels(model.preprocess, size, seed=0), (batch, size.height, size.width, 3))
     images = samples.feed(pixels, normalise(pixels, model.preprocess), model.preprocess)
     if contender.peer is None:
-        return model.describe(size), lambda: model.run(images)
+        return model.describe(size), lambda: model.run_all(images)
     return _peer(contender, model.manifest, size, normalise(pixels, model.preprocess))
 
 
@@ -331,10 +331,12 @@ def _peer(contender: Contender, listed: manifest.Manifest, size: Resolution, ima
 
     spec = find_model(listed.model)
     weights = resize(spec, adopt(spec, random_checkpoint(spec, seed=0)), size)
-    model = reference.build(spec, weights, size, listed.output)
+    outputs = [entry.value() for entry in listed.artifacts[0].outputs]
+    model = reference.build(spec, weights, size, outputs)
     precision = _peer_precision(contender, listed)
     if contender.peer == "plain":
-        session = _plain(contender.backend, reference.rounded(model, precision), precision, images, listed.output)
+        names = [output.name for output in outputs]
+        session = _plain(contender.backend, reference.rounded(model, precision), precision, images, names)
         return f"{session.describe}, plain torch.onnx.export", lambda: session.run({"image": images})
     device = "cuda" if contender.on_gpu else "cpu"
     run_batch = reference.batch_runner(model, compiled=contender.peer == "compile", device=device, precision=precision)
@@ -350,13 +352,13 @@ def _peer_precision(contender: Contender, listed: manifest.Manifest) -> Precisio
     return "bf16" if found == "bf16" else "fp16"
 
 
-def _plain(backend: str, model: Any, precision: Precision, images: FloatArray, output: str) -> Runner:
+def _plain(backend: str, model: Any, precision: Precision, images: FloatArray, outputs: Sequence[str]) -> Runner:
     """The model's plain export on a backend; on one that runs engines, an engine built from it."""
     from ropevit_export.trace.export import export_plain
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plain.onnx"
-        export_plain(model, images, path, output)
+        export_plain(model, images, path, outputs)
         if backend not in ENGINES:
             return runner(backend, path, precision)
         maker = BUILDERS[backend]()

@@ -61,7 +61,7 @@ def _run(
         resolution=resolution,
         rope=listed.rope,
         batch=Dim(**artifact.batch.model_dump()),
-        output=listed.output,
+        outputs=tuple(entry.value() for entry in artifact.outputs),
         pixels=listed.preprocess.dtype == "uint8",
         dtype=artifact.outputs[0].dtype,
     )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays, FloatArray
 
 IMAGENET_CLASSES = 1000
+LOGITS = "logits"
 _BATCH = 32
 
 Answer = Callable[[npt.NDArray[np.uint8]], "Array"]
@@ -121,7 +122,7 @@ def evaluate(
     spread over all classes. Raises RopevitError.
     """
     listed = manifest.read(bundle)
-    if listed.output != "logits":
+    if LOGITS not in (entry.name for entry in listed.artifacts[0].outputs):
         raise InputError(f"{bundle} gives {listed.output}: eval needs a bundle made with --output logits.")
     everything = labelled(data, listed.classes)
     count = len(everything.labels)
@@ -152,7 +153,7 @@ def _sizes(listed: manifest.Manifest, wanted: Resolution | None) -> list[Resolut
 def _pytorch(listed: manifest.Manifest, weights: str | None, size: Resolution) -> tuple[str, Answer]:
     """The unfolded model with the bundle's weights, float32."""
     original, preprocess = reference_of(listed, size, weights), Preprocess(**listed.preprocess.model_dump())
-    return "PyTorch, float32", lambda pixels: original.run(normalise(pixels, preprocess))
+    return "PyTorch, float32", lambda pixels: original.run(normalise(pixels, preprocess))[LOGITS]
 
 
 def _graphs(
@@ -183,7 +184,7 @@ def _answer(
     for start in range(0, len(images), step):
         part = images[start : start + step]
         feeds = {artifact.inputs[0].name: np.resize(part, (step, *part.shape[1:])), **host}
-        answers.append(session.run(feeds)[artifact.outputs[0].name][: len(part)])
+        answers.append(session.run(feeds)[LOGITS][: len(part)])
     return np.concatenate(answers)
 
 

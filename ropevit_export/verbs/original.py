@@ -23,10 +23,12 @@ class Original:
     spec: ModelSpec
     model: Any
 
-    def run(self, images: FloatArray) -> FloatArray:
+    def run(self, images: FloatArray) -> dict[str, FloatArray]:
+        """Answers by output."""
         from ropevit_export.models import reference
 
-        return reference.batch_runner(self.model, compiled=False)(images)
+        answers = reference.batch_runner(self.model, compiled=False)(images)
+        return {output.name: answer for output, answer in zip(self.model.outputs, answers, strict=True)}
 
     def block_values(self, images: FloatArray) -> dict[str, Array]:
         from ropevit_export.models import reference
@@ -58,4 +60,5 @@ def reference_of(listed: manifest.Manifest, size: Resolution, weights: str | Non
             f"({checkpoint.source}): give the file with --weights PATH."
         )
     sized = resize(spec, adopt(spec, checkpoint), size)
-    return Original(spec=spec, model=reference.build(spec, sized, size, listed.output))
+    outputs = [entry.value() for entry in listed.artifacts[0].outputs]
+    return Original(spec=spec, model=reference.build(spec, sized, size, outputs))
