@@ -217,6 +217,7 @@ class Request:
         """Every field as text, files by their names only: what a bundle says of the request that it was made from."""
         noted = {field.name: _option(getattr(self, field.name)) for field in fields(self)}
         noted["output"] = self.output or self.default_output
+        noted["transform"] = str(self.model.transform)
         return noted | {"revision": self.revision or ""}  # a branch of the hub may hold a slash
 
     def graphs(self) -> tuple[IoSpec, ...]:

@@ -282,6 +282,19 @@ class Transform:
     crop: float
     crop_mode: CropMode = "center"
 
+    def __post_init__(self) -> None:
+        if not all(deviation > 0 for deviation in self.std):
+            raise UsageError(f"std {self.std} has a number that is not above 0: images are divided by it.")
+        if not 0 < self.crop <= 1:
+            raise UsageError(
+                f"crop {self.crop:g} is not above 0 and at most 1: it is the share of the side that is kept."
+            )
+
+    def __str__(self) -> str:
+        means, deviations = (",".join(f"{number:g}" for number in numbers) for numbers in (self.mean, self.std))
+        cut = "squash" if self.crop_mode == "squash" else f"crop {self.crop:.4g}"
+        return f"mean {means}, std {deviations}, {self.interpolation}, {cut}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocess(Transform):

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ropevit_export.cli import recipes
-from ropevit_export.cli.options import ENGINES, list_of, one, target
+from ropevit_export.cli.options import ENGINES, channels, crop, list_of, one, target
 from ropevit_export.cli.terminal import progress_bar, show
 from ropevit_export.errors import UsageError
 from ropevit_export.machine.process import quiet_libraries
+from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import find_model
 from ropevit_export.request import EngineOptions, Request, TimingCache
 from ropevit_export.values import Dim, Resolution
@@ -135,6 +136,16 @@ if TYPE_CHECKING:
     help="What pooled and logits are of  [default: what the authors pool].",
 )
 @click.option("--features-raw", is_flag=True, help="Features as they are, not through the final norm.")
+@click.option("--mean", metavar="R,G,B", callback=one(channels), help="Of a fine-tuned model's images, in 0 to 1.")
+@click.option("--std", metavar="R,G,B", callback=one(channels), help="The same.")
+@click.option("--interpolation", type=click.Choice(["bicubic", "bilinear"]), help="How its images are resized.")
+@click.option(
+    "--crop",
+    metavar="RATIO|squash",
+    callback=one(crop),
+    help="Cut from the centre, over the size resized to; or squash images to the size.  [default of all four: the "
+    "model's own, which `models` shows]",
+)
 @click.option("--pixels", is_flag=True, help="The graph takes raw uint8 NHWC pixels and normalises itself.")
 @click.option(
     "--seed",
@@ -223,14 +234,23 @@ def _request(options: Mapping[str, Any]) -> Request:
     model, res, engine, sm = (rest.pop(name) for name in ("model", "res", "engine", "sm"))
     if not model:
         raise UsageError("no model: give --model NAME; `ropevit-export models` lists them.")
+    changes = {name: rest.pop(name) for name in ("mean", "std", "interpolation")}
+    if (cut := rest.pop("crop")) is not None:
+        changes |= dict(zip(("crop", "crop_mode"), cut, strict=True))
     return Request(
-        model=find_model(model),
+        model=_with_transform(find_model(model), **changes),
         resolutions=res,
         engines=engine,
         targets=tuple(dict.fromkeys(sm)),
         engine_options=EngineOptions(**{each.name: rest.pop(each.name) for each in dataclasses.fields(EngineOptions)}),
         **rest,
     )
+
+
+def _with_transform(model: ModelSpec, **changes: Any) -> ModelSpec:
+    """The model with what was given of its images' transform, where it was fine-tuned on others."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(model, transform=dataclasses.replace(model.transform, **given))
 
 
 def _export(options: Mapping[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from ropevit_export.errors import UsageError
+from ropevit_export.values import CropMode
 
 ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx", "openvino")
 BACKENDS = (
@@ -35,13 +37,35 @@ def list_of(
 
 def one(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], Any]:
     """A callback for an option that is given once."""
-    return lambda ctx, param, value: parse(value)
+    return lambda ctx, param, value: value if value is None else parse(value)
 
 
 def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
         raise UsageError(f"--batch {text!r} is not a number of images, such as 8.")
     return int(text)
+
+
+def channels(text: str) -> tuple[float, float, float]:
+    """`0.485,0.456,0.406` for red, green and blue, or one number for all three."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{text!r} is neither one number nor three, such as 0.485,0.456,0.406.")
+    red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
+    return red, green, blue
+
+
+def crop(text: str) -> tuple[float, CropMode]:
+    """`squash`, or the size cut from the centre over the size resized to, such as 0.875."""
+    if text == "squash":
+        return 1.0, "squash"
+    try:
+        return float(text), "center"
+    except ValueError:
+        raise UsageError(f"--crop {text!r} is neither squash nor a ratio, such as 0.875.") from None
 
 
 def target(text: str) -> str:
