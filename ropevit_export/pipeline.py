@@ -159,7 +159,8 @@ def _load(request: Request, progress: Progress) -> tuple[Weights, Checkpoint]:
         weights = adopt(request.model, checkpoint)
         if not weights.classes and LOGITS in [output.name for output in request.outputs]:
             raise CheckpointError(
-                f"{checkpoint.source} holds no head, which --output logits needs: take pooled, cls, tokens or features."
+                f"the weights ({checkpoint.source}) have no head, which --output logits needs: take pooled, cls, tokens or "
+                "features."
             )
         at = f" at {checkpoint.revision}" if checkpoint.revision else ""
         head = f"{weights.classes} classes" if weights.classes else "no head"

@@ -124,7 +124,7 @@ def _dinov3(size: str, tag: str = _LVD, *, biases: bool = False) -> ModelSpec:
     short = {_LVD: "dinov3_", _SAT: "dinov3_sat_", _EUPE: "eupe_"}[tag] + size
     return _register_vit(
         name=timm if first else f"{timm}.{tag}",
-        short=f"{short}_qkvb" if biases and tag == _LVD else short,
+        short=f"{short}_qkvb" if biases and tag != _EUPE else short,
         timm=timm,
         tag=tag,
         size=size,
