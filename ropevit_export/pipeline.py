@@ -52,6 +52,11 @@ log = logging.getLogger("ropevit_export")
 DEFAULT_FOLDER = Path("engines")
 RANDOM_SUFFIX = "-random"
 LOGITS = "logits"
+_POOLS = {"token": "the class token", "avg": "the mean over patches", "map": "attention pooling"}
+_POOLED = {
+    "pooled": "pooled is {}, as the authors take it: --pool chooses",
+    LOGITS: "the head is fed {}, as timm trains heads of this model: --pool chooses",
+}
 Progress = Callable[[str], None]
 
 
@@ -99,7 +104,7 @@ def export(
         if resume and (kept := existing(request, final, force=force)):
             return kept
         with staging.staged(final, force=force) as folder:
-            draft = Draft(folder, request, checkpoint, weights.classes)
+            draft = Draft(folder, request, checkpoint, weights.classes, [*_choices(request, weights), *weights.choices])
             with _report_kept(draft, final):
                 sources = [_add_graph(draft, weights, io, progress) for io in request.graphs()]
                 del weights  # builders need the memory
@@ -159,14 +164,25 @@ def _load(request: Request, progress: Progress) -> tuple[Weights, Checkpoint]:
         weights = adopt(request.model, checkpoint)
         if not weights.classes and LOGITS in [output.name for output in request.outputs]:
             raise CheckpointError(
-                f"the weights ({checkpoint.source}) have no head, which --output logits needs: take pooled, cls, tokens or "
-                "features."
+                f"the weights ({checkpoint.source}) have no head, which --output logits needs: take pooled, cls, tokens "
+                "or features."
             )
         at = f" at {checkpoint.revision}" if checkpoint.revision else ""
         head = f"{weights.classes} classes" if weights.classes else "no head"
         note(f"{checkpoint.source}{at}, {head}{'' if checkpoint.trained else ', UNTRAINED'}")
     # The tensors themselves go with the caller's `weights`; two owners would double the peak of memory.
     return weights, dataclasses.replace(checkpoint, tensors={})
+
+
+def _choices(request: Request, weights: Weights) -> list[str]:
+    """What the request left open and was chosen for the user, as sentences."""
+    model, said = request.model, []
+    if request.output is None and not model.classes:
+        head = f", though the file has one of {weights.classes} classes" if weights.classes else ""
+        said.append(f"the output is pooled: {model.short} is published without a head{head}")
+    if request.pool is None and model.head_pool not in (None, model.pool):
+        said += [_POOLED[output.name].format(_POOLS[output.pool]) for output in request.outputs if output.pool]
+    return said
 
 
 def _final_folder(request: Request, checkpoint: Checkpoint, out: Path | None) -> Path:

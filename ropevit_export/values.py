@@ -118,11 +118,12 @@ class Weights:
     """A model's parameters under their official names, float32, complete and of the right shapes.
 
     Position tables (`pos_embed`, `relative_position_bias_table`) are the checkpoint's until `models.resize` makes them
-    a resolution's.
+    a resolution's. `choices`: sentences on what was taken of a file that leaves a choice.
     """
 
     tensors: Mapping[str, torch.Tensor]
     classes: int
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, resume
 from ropevit_export.errors import ParityError
@@ -27,13 +27,17 @@ class Draft:
     """What an export has made so far. Its folder takes the bundle's place only once `close` has written the manifest.
 
     artifacts  listed in the order in which they are to stand in the manifest
-    notes      sentences for the report
+    choices    sentences: what was chosen for the user
+    notes      sentences: what was measured and built on the way
     """
 
-    def __init__(self, folder: Path, request: Request, checkpoint: Checkpoint, classes: int) -> None:
+    def __init__(
+        self, folder: Path, request: Request, checkpoint: Checkpoint, classes: int, choices: Sequence[str]
+    ) -> None:
         self.folder, self.request, self.checkpoint, self.classes = folder, request, checkpoint, classes
         self.artifacts: list[manifest.ArtifactEntry] = []
         self.parity: list[ParityReport] = []
+        self.choices = list(choices)
         self.notes: list[str] = []
         self.weights = onnx_file.WeightFile(path=folder / "weights.data")
         self._files: list[manifest.FileEntry] = []
@@ -124,43 +128,50 @@ class Draft:
     def keep_report(self, final: Path) -> Path:
         """Write the report beside where the bundle would have been."""
         path = final.with_name(f"{final.name}.out-of-tolerance.md")
-        path.write_text(self._report(), encoding="utf-8")
+        unfinished = manifest.Manifest.model_construct(**self._fields())
+        path.write_text(report.render(unfinished), encoding="utf-8")
         return path
 
     def close(self) -> manifest.Manifest:
         """Write report and manifest."""
-        request, checkpoint = self.request, self.checkpoint
-        weights = _file("weights", self.weights.path)  # whole only now
         path = self.folder / report.REPORT
-        path.write_text(self._report(), encoding="utf-8")
-        written = manifest.Manifest(
-            model=request.model.name,
-            rope=request.rope,
-            output=request.output or request.default_output,
-            classes=self.classes,
-            weights=manifest.WeightsEntry(
+        fields = self._fields()
+        path.write_text(report.render(manifest.Manifest(**fields)), encoding="utf-8")
+        written = manifest.Manifest(**fields | {"files": (*self._files, _file("report", path))})
+        written.write(self.folder)
+        return written
+
+    def _fields(self) -> dict[str, Any]:
+        """Of the manifest, as far as they are known."""
+        request, checkpoint = self.request, self.checkpoint
+        weights = [_file("weights", self.weights.path)] if self.weights.path.is_file() else []
+        return {
+            "model": request.model.name,
+            "rope": request.rope,
+            "output": request.output or request.default_output,
+            "classes": self.classes,
+            "weights": manifest.WeightsEntry(
                 source=checkpoint.source,
                 revision=checkpoint.revision,
                 sha256=checkpoint.sha256,
                 trained=checkpoint.trained,
                 remark=None if checkpoint.trained else report.UNTRAINED,
             ),
-            preprocess=manifest.PreprocessEntry(**dataclasses.asdict(request.preprocess)),
-            artifacts=tuple(self._with_files(artifact, weights) for artifact in self.artifacts),
-            parity=tuple(parity_entry(each) for each in self.parity),
-            files=(*self._files, _file("report", path)),
-            versions=resume.versions(),
-            request=resume.noted(request),
-        )
-        written.write(self.folder)
-        return written
+            "preprocess": manifest.PreprocessEntry(**dataclasses.asdict(request.preprocess)),
+            "artifacts": tuple(self._with_files(artifact, weights) for artifact in self.artifacts),
+            "parity": tuple(parity_entry(each) for each in self.parity),
+            "files": tuple(self._files),
+            "versions": resume.versions(),
+            "choices": tuple(self.choices),
+            "notes": tuple(self.notes),
+            "request": resume.noted(request),
+        }
 
-    def _with_files(self, artifact: manifest.ArtifactEntry, weights: manifest.FileEntry) -> manifest.ArtifactEntry:
-        own = [weights] if artifact.kind == "onnx" else []
+    def _with_files(
+        self, artifact: manifest.ArtifactEntry, weights: Sequence[manifest.FileEntry]
+    ) -> manifest.ArtifactEntry:
+        own = weights if artifact.kind == "onnx" else []
         return artifact.model_copy(update={"files": (*own, *artifact.files, *self._beside_all)})
-
-    def _report(self) -> str:
-        return report.render(self.request, self.checkpoint, self.artifacts, self.parity, self.notes)
 
 
 def parity_entry(each: ParityReport) -> manifest.ParityEntry:

@@ -177,6 +177,9 @@ class ParityEntry(_Strict):
 class Manifest(_Strict):
     """`output`: what was asked for, such as "logits" or "cls,features:5,11"; artifacts list their outputs by name.
 
+    choices   what was chosen for the user where the request left it open
+    notes     what was measured and built on the way
+
     `request`: the options that the bundle was made with, files by their names only; by it a later run of the same
     matrix knows a bundle that is done.
     """
@@ -192,6 +195,8 @@ class Manifest(_Strict):
     parity: tuple[ParityEntry, ...]
     files: tuple[FileEntry, ...]
     versions: dict[str, str]
+    choices: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     request: dict[str, str] | None = None
 
     @model_validator(mode="after")

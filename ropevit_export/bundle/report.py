@@ -1,46 +1,39 @@
-"""`report.md`: what a person reads before shipping a bundle."""
+"""`report.md`: what a person reads before shipping a bundle. All of it stands in the manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from ropevit_export.bundle.manifest import ArtifactEntry
-from ropevit_export.parity.compare import ParityReport
-from ropevit_export.request import Request
-from ropevit_export.values import Checkpoint
+from ropevit_export.bundle.manifest import ArtifactEntry, Manifest, OutputEntry, ParityEntry
 
 REPORT = "report.md"
 UNTRAINED = "UNTRAINED: seeded random weights, to build and time with, never to classify with"
 
 
-def render(
-    request: Request,
-    checkpoint: Checkpoint,
-    artifacts: Sequence[ArtifactEntry],
-    parity: Sequence[ParityReport],
-    notes: Sequence[str],
-) -> str:
-    at = f" at {checkpoint.revision}" if checkpoint.revision else ""
+def render(manifest: Manifest) -> str:
+    weights, request = manifest.weights, manifest.request or {}
+    at = f" at {weights.revision}" if weights.revision else ""
+    first = manifest.artifacts[0]
+    outputs = ", ".join(map(_output, first.outputs))
     lines = [
-        f"# {request.model.name}",
+        f"# {manifest.model}",
         "",
-        *([] if checkpoint.trained else [f"**{UNTRAINED}.**", ""]),
-        f"Weights: {checkpoint.source}{at}, SHA-256 {checkpoint.sha256}.",
-        f"Rotary tables: {request.rope}. Precision: {request.precision}; inputs and outputs: "
-        f"{request.io_precision}. Output: {request.output or request.default_output}.",
+        *([f"**{weights.remark}.**", ""] if weights.remark else []),
+        f"Weights: {weights.source}{at}, SHA-256 {weights.sha256}.",
+        f"Rotary tables: {manifest.rope}. Precision: {first.precision}; inputs and outputs: "
+        f"{request.get('io_precision', 'fp32')}. Outputs: {outputs}.",
         "",
+        *_section("Chosen for you", manifest.choices),
         "| artifact | size | batch | built with | targets |",
         "|---|---|---|---|---|",
-        *(_artifact(each) for each in artifacts),
+        *map(_artifact, manifest.artifacts),
         "",
         "## Computed in",
         "",
         "| artifact | format | operations | of these products | MB: weights of a graph, traffic of an engine |",
         "|---|---|---|---|---|",
         *(
-            f"| {each.path} | {count.format} | {count.operations} | {count.products} | {count.bytes / 1e6:.1f} |"
-            for each in artifacts
-            for count in each.census
+            f"| {artifact.path} | {count.format} | {count.operations} | {count.products} | {count.bytes / 1e6:.1f} |"
+            for artifact in manifest.artifacts
+            for count in artifact.census
         ),
         "",
         "## Parity",
@@ -48,37 +41,50 @@ def render(
         "| artifact | output | size | batch | max abs | mean abs | over rms | limit | cosine | top-1 "
         "| NaN, Inf | verdict |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
-        *(_row(each) for each in parity),
+        *map(_row, manifest.parity),
         "",
         *dict.fromkeys(
-            f"- {each.artifact}: {each.runtime}, against {each.reference}, on {each.inputs}." for each in parity
+            f"- {entry.artifact}: {entry.runtime}, against {entry.reference}, on {entry.inputs}."
+            for entry in manifest.parity
         ),
-        *(f"- {note}." for note in notes),
+        *(f"- {note}." for note in manifest.notes),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _artifact(each: ArtifactEntry) -> str:
-    sizes = ", ".join(f"{height}x{width}" for height, width in each.resolutions)
-    batch = f"{each.batch.min}:{each.batch.opt}:{each.batch.max}"
-    targets = ", ".join(f"SM {target}" for target in each.targets)
-    return f"| {each.path} | {sizes} | {batch} | {each.built_with} | {targets} |"
+def _section(title: str, sentences: tuple[str, ...]) -> list[str]:
+    return [f"## {title}", "", *(f"- {sentence}." for sentence in sentences), ""] if sentences else []
 
 
-def _row(each: ParityReport) -> str:
-    m = each.metrics
+def _output(output: OutputEntry) -> str:
+    of = {None: "", "token": " of the class token", "avg": " of the mean over patches", "map": " of attention pooling"}
+    return f"{output.name}{of[output.pool]}{'' if output.normed is not False else ', not normalised'}"
+
+
+def _artifact(artifact: ArtifactEntry) -> str:
+    sizes = ", ".join(f"{height}x{width}" for height, width in artifact.resolutions)
+    batch = f"{artifact.batch.min}:{artifact.batch.opt}:{artifact.batch.max}"
+    targets = ", ".join(f"SM {target}" for target in artifact.targets)
+    return f"| {artifact.path} | {sizes} | {batch} | {artifact.built_with} | {targets} |"
+
+
+def _row(entry: ParityEntry) -> str:
+    height, width = entry.resolution
+    top1 = entry.metrics.get("top1")
     cells = (
-        each.artifact,
-        each.output,
-        each.resolution,
-        each.batch,
-        f"{m.max_abs:.2e}",
-        f"{m.mean_abs:.2e}",
-        f"{m.relative:.2e}",
-        f"{each.tolerance.relative:g}",
-        f"{m.cosine:.9f}",
-        "" if m.top1 is None else f"{m.top1:.0%}",
-        m.not_finite,
-        "passed" if each.passed else "FAILED",
+        entry.artifact,
+        entry.output,
+        height if height == width else f"{height}x{width}",
+        entry.batch,
+        *(_number(entry.metrics[name], ".2e") for name in ("max_abs", "mean_abs", "relative")),
+        f"{entry.tolerance['relative']:g}",
+        _number(entry.metrics["cosine"], ".9f"),
+        "" if top1 is None else f"{top1:.0%}",
+        entry.metrics["not_finite"],
+        "passed" if entry.passed else "FAILED",
     )
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _number(value: float | int | None, form: str) -> str:
+    return "nan" if value is None else format(value, form)

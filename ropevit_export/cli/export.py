@@ -292,6 +292,8 @@ def _print_summary(bundle: Bundle) -> None:
         batch = str(Dim(**each.batch.model_dump()))
         table.add_row(each.path, sizes, batch, each.precision, f"{size:.1f}", *verdict)
     show(table, 120)
+    for choice in manifest.choices:
+        click.echo(choice)
     if bundle.remark:
         click.echo(bundle.remark)
     click.echo(f"{bundle.path}" + ("" if manifest.weights.trained else f"  {UNTRAINED}"))
