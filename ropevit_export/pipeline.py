@@ -337,7 +337,7 @@ def _add_engine(draft: Draft, source: Source, maker: Builder, cache: Path | None
     draft.notes.append(f"{path.name}: {len(plan.layers)} kernels, built with {plan.built_with}{ran}")
     for named in request.named_sizes(io) if runner is not None else ():
         with _stage(f"parity {named}", progress) as note:
-            images, expected = golden.read(draft.folder / golden.name(named), io.output)
+            images, expected = golden.read(draft.folder / golden.name(named), [io.output])
             sample = Sample(resolution=named, images=images, host=source.hosts[named], expected=expected)
             assert runner is not None
             found = measure.measure(runner, path.name, io, sample, TOLERANCES[request.precision])
