@@ -164,8 +164,8 @@ def _load(request: Request, progress: Progress) -> tuple[Weights, Checkpoint]:
         weights = adopt(request.model, checkpoint)
         if not weights.classes and LOGITS in [output.name for output in request.outputs]:
             raise CheckpointError(
-                f"the weights ({checkpoint.source}) have no head, which --output logits needs: take pooled, cls, tokens "
-                "or features."
+                f"the weights ({checkpoint.source}) have no head, which --output logits needs: take pooled, cls, "
+                "tokens or features."
             )
         at = f" at {checkpoint.revision}" if checkpoint.revision else ""
         head = f"{weights.classes} classes" if weights.classes else "no head"
@@ -371,7 +371,7 @@ def _add_engine(draft: Draft, source: Source, maker: Builder, cache: Path | None
     draft.notes.append(f"{path.name}: {len(plan.layers)} kernels, built with {plan.built_with}{ran}")
     for named in request.named_sizes(io) if runner is not None else ():
         with _stage(f"parity {named}", progress) as note:
-            images, expected = golden.read(draft.folder / golden.name(named), io.output_names)
+            images, expected = golden.read(draft.folder / golden.name(named), list(io.output_names))
             sample = Sample(resolution=named, images=images, host=source.hosts[named], expected=expected)
             assert runner is not None
             found = measure.measure(runner, path.name, io, sample, TOLERANCES[request.precision])

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ropevit_export.backends.select import ENGINES, runner
 from ropevit_export.bundle import manifest, positions
-from ropevit_export.errors import BundleError, InputError
+from ropevit_export.errors import BackendError, BundleError, InputError
 from ropevit_export.images.preprocess import crop, in_format, normalise
 from ropevit_export.rope import inputs
 from ropevit_export.values import Preprocess, Resolution
@@ -64,14 +64,19 @@ def load(bundle: str | Path, backend: str = "onnxruntime", **options: Any) -> Mo
     return Model(Path(bundle), backend, options)
 
 
-def artifacts(listed: manifest.Manifest, backend: str) -> list[manifest.ArtifactEntry]:
-    """What a backend runs of a bundle: engines of its own kind, or ONNX graphs."""
+def artifacts(bundle: Path, listed: manifest.Manifest, backend: str) -> list[manifest.ArtifactEntry]:
+    """What a backend runs of a bundle: engines of its own kind, or ONNX graphs. Raises BundleError for none."""
     kind = backend if backend in ENGINES else "onnx"
-    return [each for each in listed.artifacts if each.kind == kind]
+    found = [each for each in listed.artifacts if each.kind == kind]
+    if not found:
+        raise BundleError(f"{bundle} holds no {backend} engine: export it with --engine {backend}.")
+    return found
 
 
 def open_artifact(bundle: Path, artifact: manifest.ArtifactEntry, backend: str, **options: Any) -> Runner:
     """An artifact, loaded. Raises BackendError."""
+    if artifact.options.get("strip_weights"):  # not every release of TensorRT can tell by the engine
+        raise BackendError(f"{artifact.path} was built without its weights: a host has to put them back first.")
     if artifact.kind in ENGINES:
         options = {"targets": artifact.targets, "built_with": artifact.built_with, **options}
     return runner(backend, bundle / artifact.path, precision=artifact.precision, **options)
@@ -83,11 +88,9 @@ class Model:
     def __init__(self, bundle: Path, backend: str, options: dict[str, Any]) -> None:
         self.manifest = manifest.read(bundle)
         self.preprocess = Preprocess(**self.manifest.preprocess.model_dump())
-        graphs = artifacts(self.manifest, backend)
+        graphs = artifacts(bundle, self.manifest, backend)
         # Of an int8 graph in two forms, the backend's own.
         self._graphs = sorted(graphs, key=lambda each: (each.form == "onnxruntime") != (backend == "onnxruntime"))
-        if not self._graphs:
-            raise BundleError(f"{bundle} holds no {backend} engine: export it with --engine {backend}.")
         by_path = {graph.path: graph for graph in self._graphs}
         self._runner = functools.cache(lambda path: open_artifact(bundle, by_path[path], backend, **options))
         self._host = {graph.path: host_inputs(bundle, graph) for graph in self._graphs}

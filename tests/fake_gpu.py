@@ -1,7 +1,7 @@
 """A GPU and TensorRT that are not there: enough of their interface to run an engine, and a list of what was called.
 
 Device memory is real memory, so that a copy in the wrong order or to the wrong place gives a wrong answer. The engine
-answers with the sum of each image.
+answers with the sum of each image, or with what a test has it answer to each of the images that it knows.
 """
 
 # ruff: noqa: N802, N815 - the names are theirs
@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import ctypes
 import math
+import shutil
 import sys
-from types import ModuleType, SimpleNamespace
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from ropevit_export.backends.engine_runner import LIBRARIES
+from ropevit_export.bundle import manifest
+from ropevit_export.machine.files import sha256
 
 Shape = tuple[int, ...]
+# Logits by an image's bytes.
+Answers = Mapping[bytes, np.ndarray]
 # (smallest, usual, largest) shape of `image`, by profile
 Profile = tuple[Shape, Shape, Shape]
 CALLS: list[str] = []
@@ -98,7 +105,8 @@ class Context:
         return held
 
     def get_tensor_shape(self, name: str) -> Shape:
-        return (self.shape[0], 1)
+        known = list(self.engine.answers.values())
+        return (self.shape[0], known[0].size if known else 1)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         CALLS.append(f"address {name}")
@@ -110,7 +118,9 @@ class Context:
         assert stream == 7
         assert self.shape
         source = (ctypes.c_float * math.prod(self.shape)).from_address(self.addresses["image"])
-        answer = np.frombuffer(source, np.float32).reshape(self.shape[0], -1).sum(1)
+        images = np.frombuffer(source, np.float32).reshape(self.shape[0], -1)
+        known = self.engine.answers
+        answer = np.stack([known[image.tobytes()] for image in images]) if known else images.sum(1)
         ctypes.memmove(self.addresses["logits"], answer.ctypes.data, answer.nbytes)
         return True
 
@@ -141,8 +151,8 @@ class Config:
 class Engine:
     num_io_tensors = 2
 
-    def __init__(self, profiles: list[Profile], log: Any) -> None:
-        self.profiles, self.log = profiles, log
+    def __init__(self, profiles: list[Profile], log: Any, answers: Answers) -> None:
+        self.profiles, self.log, self.answers = profiles, log, answers
         self.num_optimization_profiles = len(profiles)
 
     def get_tensor_name(self, index: int) -> str:
@@ -179,8 +189,8 @@ class TensorRt:
     class ILogger:
         ERROR: ClassVar[int] = 1
 
-    def __init__(self, *profiles: Profile) -> None:
-        self.profiles = list(profiles)
+    def __init__(self, *profiles: Profile, answers: Answers = MappingProxyType({})) -> None:
+        self.profiles, self.answers = list(profiles), answers
 
     def Runtime(self, log: Any) -> Any:
         def deserialize(data: bytes) -> Engine | None:
@@ -188,17 +198,42 @@ class TensorRt:
                 log.log(1, "the target of this engine is another GPU")
                 log.log(1, "and so it goes")
                 return None
-            return Engine(self.profiles, log)
+            return Engine(self.profiles, log, self.answers)
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
 
-def install(monkeypatch: pytest.MonkeyPatch, *profiles: Profile, failing: str = "") -> None:
+def install(
+    monkeypatch: pytest.MonkeyPatch,
+    *profiles: Profile,
+    failing: str = "",
+    answers: Answers = MappingProxyType({}),
+) -> None:
     """An engine with these profiles, on a GPU whose functions that CALLS names as `failing` fail."""
     bindings = ModuleType("cuda.bindings")
     bindings.runtime = Cuda(failing)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     for each in LIBRARIES.values():
-        monkeypatch.setitem(sys.modules, each.module, TensorRt(*profiles))  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, each.module, TensorRt(*profiles, answers=answers))  # type: ignore[arg-type]
     CALLS.clear()
+
+
+def with_engine(folder: Path, bundle: Path, profile: Profile, **changes: object) -> Path:
+    """A copy of a dynamic bundle with an engine for the fake GPU, for one of its sizes; `changes` to its entry."""
+    shutil.copytree(bundle, folder)
+    listed = manifest.read(folder)
+    (folder / "model.engine").write_bytes(b"an engine")
+    engine = listed.artifacts[0].model_copy(
+        update={
+            "kind": "tensorrt-rtx",
+            "path": "model.engine",
+            "sha256": sha256(folder / "model.engine"),
+            "resolutions": (profile[0][2:],),
+            "profiles": (profile[0][2:],),
+            "targets": ("89",),
+            **changes,
+        }
+    )
+    listed.model_copy(update={"artifacts": (*listed.artifacts, engine)}).write(folder)
+    return folder

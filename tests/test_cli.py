@@ -265,7 +265,9 @@ def test_check_accepts_a_moved_bundle(run: Run, bundle: Path, tmp_path: Path) ->
     copy = shutil.copytree(bundle, tmp_path / "elsewhere")
     code, out, err = run("check", copy)
     assert (code, err) == (0, "")
-    assert out.splitlines()[-1].endswith("every file as listed, 1 of 1 comparisons within tolerance")
+    assert out.splitlines()[-1].endswith(
+        "every file as listed, 1 of 1 comparisons within tolerance, 1 of 1 artifacts run here"
+    )
     code, out, _ = run("check", copy, "--json")
     assert json.loads(out)["parity"][0]["passed"] is True
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ropevit_export import cli
 from ropevit_export.backends.select import BUILDERS, ENGINES
 from ropevit_export.errors import BackendError
 from ropevit_export.machine import hardware
@@ -63,6 +64,7 @@ def test_engines_give_pytorchs_answers_with_fused_attention(
         pytest.skip(f"{backend} builds no {precision} for SM {target}")
     found = acceptance.build(step(acceptance, tmp_path, backend=backend, model=model, precision=precision, size="128"))
     assert found["passed"], (found["says"], found["fused_attention"], found["blocks"])
+    assert cli.run(["check", str(tmp_path / "bundle"), "--backend", backend]) == 0
 
 
 @pytest.mark.gpu
@@ -72,6 +74,7 @@ def test_providers_give_pytorchs_answers(acceptance: ModuleType, backend: str, p
     usable("runs", backend)
     found = acceptance.build(step(acceptance, tmp_path, backend=backend, precision=precision))
     assert found["passed"], found["says"]
+    assert cli.run(["check", str(tmp_path / "bundle"), "--backend", backend]) == 0
 
 
 @pytest.mark.gpu

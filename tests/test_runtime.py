@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +9,13 @@ import pytest
 from PIL import Image
 
 from ropevit_export import cli
-from ropevit_export.bundle import golden, manifest
+from ropevit_export.bundle import golden
 from ropevit_export.errors import BackendError, BundleError, InputError
-from ropevit_export.machine.files import sha256
 from ropevit_export.parity.samples import PHOTOS
 from ropevit_export.runtime import load
 from ropevit_export.values import Resolution
 from tests import fake_gpu
 from tests.conftest import golden_of
-from tests.fake_gpu import Profile
 
 BACKENDS = ("onnxruntime", "openvino")
 MODEL = ("--model", "rope_axial_deit_small", "--engine", "none", "-q", "--weights", "random", "--res", "32x48,48")
@@ -101,33 +98,13 @@ def test_what_a_baked_bundle_cannot_take_is_an_error(
         load(baked).run(np.zeros(shape, dtype))
 
 
-def with_engine(folder: Path, bundle: Path, profile: Profile) -> Path:
-    """A copy of a dynamic bundle with an engine for the fake GPU, for one of its sizes."""
-    shutil.copytree(bundle, folder)
-    listed = manifest.read(folder)
-    (graph,) = listed.artifacts
-    (folder / "model.engine").write_bytes(b"an engine")
-    engine = graph.model_copy(
-        update={
-            "kind": "tensorrt-rtx",
-            "path": "model.engine",
-            "sha256": sha256(folder / "model.engine"),
-            "resolutions": (profile[0][2:],),
-            "profiles": (profile[0][2:],),
-            "targets": ("89",),
-        }
-    )
-    listed.model_copy(update={"artifacts": (graph, engine)}).write(folder)
-    return folder
-
-
 def test_an_engine_serves_the_sizes_of_its_profiles(
     dynamic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = (1, 3, 48, 48)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fake_gpu.install(monkeypatch, (shape, shape, shape))
-    folder = with_engine(tmp_path / "bundle", dynamic, (shape, shape, shape))
+    folder = fake_gpu.with_engine(tmp_path / "bundle", dynamic, (shape, shape, shape))
     model = load(folder, "tensorrt-rtx")
     assert model.describe(Resolution.parse("48")) == "TensorRT-RTX 1.7.1, NVIDIA H100, fp32, model.engine"
     assert float(model.run(np.ones(shape, np.float32))[0, 0]) == 3 * 48 * 48

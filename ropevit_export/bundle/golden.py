@@ -5,7 +5,7 @@ A safetensors file: 8 bytes little-endian header length, a JSON header with dtyp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ def write(path: Path, images: Array, expected: Arrays) -> None:
     path.write_bytes(numpy.save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)}))
 
 
-def read(path: Path, outputs: Sequence[str]) -> tuple[Array, dict[str, Array]]:
+def read(path: Path, outputs: list[str]) -> tuple[Array, dict[str, Array]]:
     """(images, expected by output)."""
     try:
         tensors = numpy.load_file(path)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ropevit_export.cli.export import cli
-from ropevit_export.errors import ParityError, UsageError
+from ropevit_export.cli.options import BACKENDS
+from ropevit_export.errors import BackendError, ParityError, UsageError
 from ropevit_export.machine.process import quiet_libraries
+
+if TYPE_CHECKING:
+    from ropevit_export.verbs.check import Checked
 
 
 @cli.command()
@@ -19,32 +25,61 @@ from ropevit_export.machine.process import quiet_libraries
     "--by-layer", "layers", is_flag=True, help="Name the first block where a graph leaves PyTorch in float64."
 )
 @click.option("--weights", metavar="PATH|random", help="With --by-layer: PyTorch's, if not where the manifest says.")
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    help="Run only what is for it: its engines or IR, else the ONNX graphs; it is an error if they can't run here.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
-def check(bundle: Path, layers: bool, weights: str | None, as_json: bool) -> None:
-    """Verify a bundle's files, and its graphs against the reference outputs it carries."""
+def check(bundle: Path, layers: bool, weights: str | None, backend: str | None, as_json: bool) -> None:
+    """Verify a bundle's files, and its graphs and engines against the reference outputs it carries."""
     from ropevit_export.verbs import check as checking
 
     if weights and not layers:
         raise UsageError("--weights is for --by-layer: check alone needs no PyTorch.")
+    if backend and layers:
+        raise UsageError("--by-layer runs ONNX graphs on ONNX Runtime's CPU provider: leave --backend out.")
     if layers:
         _check_by_layer(bundle, weights, as_json)
         return
 
     with quiet_libraries():
-        reports = checking.check(bundle)
+        found = checking.check(bundle, backend)
     if as_json:
-        from ropevit_export.bundle.draft import parity_entry
-
-        rows = [json.loads(parity_entry(each).model_dump_json()) for each in reports]
-        click.echo(json.dumps({"bundle": str(bundle), "parity": rows}, indent=2, allow_nan=False))
+        click.echo(json.dumps(_as_json(bundle, found), indent=2, allow_nan=False))
     else:
-        for each in reports:
-            click.echo(each.sentence())
-    failed = [each for each in reports if not each.passed]
-    if failed:
-        raise ParityError(failed[0].sentence())
+        for each in found:
+            click.echo("\n".join(each.sentences()))
+    _require(found, backend)
     if not as_json:
-        click.echo(f"{bundle}: every file as listed, {len(reports)} of {len(reports)} comparisons within tolerance")
+        click.echo(_summary(bundle, found, backend))
+
+
+def _as_json(bundle: Path, found: Sequence[Checked]) -> dict[str, object]:
+    from ropevit_export.bundle.draft import parity_entry
+
+    rows = [json.loads(parity_entry(report).model_dump_json()) for each in found for report in each.reports]
+    not_run = [{"artifact": each.artifact, "reason": each.reason} for each in found if each.reason]
+    return {"bundle": str(bundle), "parity": rows, "not_run": not_run}
+
+
+def _require(found: Sequence[Checked], backend: str | None) -> None:
+    """Raise for the first comparison out of tolerance; then for what the backend asked for can't run."""
+    for report in (report for each in found for report in each.reports):
+        if not report.passed:
+            raise ParityError(report.sentence())
+    for each in found:
+        if each.reason and backend:
+            raise BackendError(each.sentences()[0])
+
+
+def _summary(bundle: Path, found: Sequence[Checked], backend: str | None) -> str:
+    compared, ran = sum(len(each.reports) for each in found), sum(bool(each.reports) for each in found)
+    where = f"on {backend}" if backend else "here"
+    return (
+        f"{bundle}: every file as listed, {compared} of {compared} comparisons within tolerance, "
+        f"{ran} of {len(found)} artifacts run {where}"
+    )
 
 
 def _check_by_layer(bundle: Path, weights: str | None, as_json: bool) -> None:

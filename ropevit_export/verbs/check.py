@@ -1,33 +1,49 @@
-"""`check BUNDLE`: is a bundle what its manifest says, and does its graph still give the reference's answers here?"""
+"""`check BUNDLE`: is a bundle what its manifest says, and do its artifacts still give the reference's answers here?"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ropevit_export.bundle import golden, manifest
-from ropevit_export.errors import BundleError
+from ropevit_export.errors import BackendError, BundleError
 from ropevit_export.machine.files import sha256
 from ropevit_export.parity.compare import ParityReport
 from ropevit_export.parity.measure import Sample, measure
 from ropevit_export.parity.tolerance import TOLERANCES
-from ropevit_export.runtime import host_inputs
+from ropevit_export.runtime import artifacts, host_inputs, open_artifact
 from ropevit_export.values import Dim, IoSpec, Resolution
 
+if TYPE_CHECKING:
+    from ropevit_export.backends.base import Runner
 
-def check(bundle: Path) -> list[ParityReport]:
-    """Hash every file, then run each ONNX artifact on the golden inputs.
 
-    Raises BundleError for a file that is not as listed.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """One artifact on this machine. `reason`: why it could not be run, in one line; empty where it was."""
+
+    artifact: str
+    reports: tuple[ParityReport, ...] = ()
+    reason: str = ""
+
+    def sentences(self) -> list[str]:
+        if self.reason:
+            return [f"{self.artifact}: not run here: {self.reason}"]
+        return [each.sentence() for each in self.reports]
+
+
+def check(bundle: Path, backend: str | None = None) -> list[Checked]:
+    """Hash every file, then run the artifacts on the golden inputs: all that this machine can run, or a backend's.
+
+    Raises BundleError for a file that is not as listed and where the bundle holds nothing for the backend; BackendError
+    for an artifact that was loaded and fails to run, and for a graph that ONNX Runtime does not load.
     """
     listed = manifest.read(bundle)
     _check_files(bundle, listed)
-    artifacts = {artifact.path: artifact for artifact in listed.artifacts if artifact.kind == "onnx"}
-    wanted = dict.fromkeys((each.artifact, each.resolution) for each in listed.parity if each.artifact in artifacts)
-    return [
-        each
-        for path, (height, width) in wanted
-        for each in _run(bundle, listed, artifacts[path], Resolution(height=height, width=width))
-    ]
+    chosen = listed.artifacts if backend is None else _of_backend(bundle, listed, backend)
+    return [_checked(bundle, listed, artifact, backend) for artifact in chosen]
 
 
 def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
@@ -47,31 +63,70 @@ def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
         raise BundleError(f"{bundle} holds {', '.join(strangers)}, which its manifest does not list.")
 
 
-def _run(
-    bundle: Path, listed: manifest.Manifest, artifact: manifest.ArtifactEntry, resolution: Resolution
-) -> list[ParityReport]:
-    from ropevit_export.backends.select import checkers
+def _of_backend(bundle: Path, listed: manifest.Manifest, backend: str) -> list[manifest.ArtifactEntry]:
+    """Engines or IR of the backend's kind; where it has no kind, or the bundle no IR, the ONNX graphs.
 
+    Of an 8-bit graph in two forms the one for ONNX Runtime's CPU provider is run by nothing else.
+    """
+    own = [each for each in listed.artifacts if each.kind == backend] or artifacts(bundle, listed, backend)
+    return [each for each in own if each.form == "portable" or backend == each.form]
+
+
+def _checked(bundle: Path, listed: manifest.Manifest, artifact: manifest.ArtifactEntry, backend: str | None) -> Checked:
     if artifact.precision not in TOLERANCES:
         raise BundleError(
             f"{artifact.path} is of precision {artifact.precision}, for which there is no tolerance here."
         )
-    images, expected = golden.read(bundle / golden.name(resolution), [output.name for output in artifact.outputs])
-    io = IoSpec(
-        resolution=resolution,
+    try:
+        runners = _runners(bundle, artifact, backend)
+    except BackendError as error:
+        return Checked(artifact=artifact.path, reason=" ".join(str(error).split()))
+    try:
+        reports = [
+            report
+            for runner in runners
+            for size in _sizes(listed, artifact)
+            for report in measure(
+                runner,
+                artifact.path,
+                _io(listed, artifact, size),
+                _sample(bundle, artifact, size),
+                TOLERANCES[artifact.precision],
+            )
+        ]
+    except ValueError as error:
+        raise BundleError(f"the golden files of {bundle} do not fit {artifact.path}: {error}.") from error
+    return Checked(artifact=artifact.path, reports=tuple(reports))
+
+
+def _runners(bundle: Path, artifact: manifest.ArtifactEntry, backend: str | None) -> Iterable[Runner]:
+    """What an artifact is run on. Raises BackendError where an engine, or what the backend would run, does not load."""
+    from ropevit_export.backends.select import checkers
+
+    if backend is None and artifact.kind == "onnx":
+        return checkers(bundle / artifact.path, artifact.precision)
+    return [open_artifact(bundle, artifact, backend or artifact.kind)]
+
+
+def _sizes(listed: manifest.Manifest, artifact: manifest.ArtifactEntry) -> list[Resolution]:
+    """Those that a graph was compared at, one of any size at more than it names; an engine takes its own only."""
+    sizes: Sequence[manifest.Size] = artifact.resolutions
+    if artifact.kind == "onnx":
+        sizes = [each.resolution for each in listed.parity if each.artifact == artifact.path]
+    return [Resolution(height=height, width=width) for height, width in dict.fromkeys(sizes)]
+
+
+def _io(listed: manifest.Manifest, artifact: manifest.ArtifactEntry, size: Resolution) -> IoSpec:
+    return IoSpec(
+        resolution=size,
         rope=listed.rope,
         batch=Dim(**artifact.batch.model_dump()),
         outputs=tuple(entry.value() for entry in artifact.outputs),
         pixels=listed.preprocess.dtype == "uint8",
         dtype=artifact.outputs[0].dtype,
     )
-    host = host_inputs(bundle, artifact)(resolution)
-    sample = Sample(resolution=resolution, images=images, host=host, expected=expected)
-    try:
-        return [
-            each
-            for runner in checkers(bundle / artifact.path, artifact.precision)
-            for each in measure(runner, artifact.path, io, sample, TOLERANCES[artifact.precision])
-        ]
-    except ValueError as error:
-        raise BundleError(f"{bundle / golden.name(resolution)} does not fit {artifact.path}: {error}.") from error
+
+
+def _sample(bundle: Path, artifact: manifest.ArtifactEntry, size: Resolution) -> Sample:
+    images, expected = golden.read(bundle / golden.name(size), [output.name for output in artifact.outputs])
+    return Sample(resolution=size, images=images, host=host_inputs(bundle, artifact)(size), expected=expected)

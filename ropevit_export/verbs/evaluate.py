@@ -160,7 +160,8 @@ def _graphs(
     bundle: Path, listed: manifest.Manifest, size: Resolution, backend: str | None
 ) -> Iterator[tuple[str, str, Answer]]:
     preprocess = Preprocess(**listed.preprocess.model_dump())
-    serving = [each for each in artifacts(listed, backend or "onnxruntime") if each.takes(size.height, size.width)]
+    graphs = artifacts(bundle, listed, backend or "onnxruntime")
+    serving = [each for each in graphs if each.takes(size.height, size.width)]
     if not serving:
         raise BundleError(f"{bundle} holds no {backend} engine for {size.height}x{size.width}.")
     for each in serving:
