@@ -24,7 +24,7 @@ from ropevit_export.backends.tensorrt import TensorRt
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BackendError, UsageError
-from ropevit_export.machine import gpu
+from ropevit_export.machine import gpu, hardware
 from ropevit_export.machine.gpu import Gpu
 from ropevit_export.request import EngineOptions, EngineSpec, Request, TimingCache
 from ropevit_export.values import Plan, Precision, Profile, Resolution
@@ -252,7 +252,13 @@ def test_openvino_ir_is_checked_where_it_was_built(precision: str, tmp_path: Pat
     calib = ["--calib", "digits"] if precision == "int8" else []
     out = tmp_path / "out"
     arguments = ["--precision", precision, *calib, "--engine", "openvino", "-q", "--out", str(out)]
-    assert cli.run([*DIGITS, *arguments]) == 0
+    code = cli.run([*DIGITS, *arguments])
+    if precision == "bf16" and not {"avx512_bf16", "amx_bf16"} & set(hardware.cpu_features()):
+        assert code == 1  # such a CPU computes in float32, which is not what was asked for
+        return
+    if precision == "int8" and hardware.cuts_8_bit_sums() and code == 3:
+        return  # and such a one may cut sums too far: the bundle is refused
+    assert code == 0
     listed = manifest.read(out)
     (engine,) = [each for each in listed.artifacts if each.kind == "openvino"]
     assert [each.path for each in engine.files if each.kind == "part"] == ["model-32.bin"]
