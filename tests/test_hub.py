@@ -429,3 +429,84 @@ def test_a_hub_in_trouble_is_an_error_and_no_reason_for_random_weights(hub: Fake
     for (file, _), result in zip(ways, results, strict=True):
         text = f"the hub answered 500 for {'/'.join(file)}."
         assert result.outcome == {"error": "CheckpointError", "text": text}
+
+
+# Checkpoints in shards
+
+
+def shards_of(values: Sequence[float]) -> dict[str, bytes]:
+    """An index and its shards by name, a tensor of one value each."""
+    names = [f"model-{i:05}-of-{len(values):05}.safetensors" for i in range(1, len(values) + 1)]
+    where = {f"part{i}": name for i, name in enumerate(names)}
+    files = {"model.safetensors.index.json": json.dumps({"metadata": {}, "weight_map": where}).encode()}
+    return files | {
+        name: save({f"part{i}": torch.full((64,), value)})
+        for i, (name, value) in enumerate(zip(names, values, strict=True))
+    }
+
+
+def add_shards(hub: FakeHub, index: Pair, values: Sequence[float], commit: str = COMMIT) -> list[Upload]:
+    folder = index[1].removesuffix("model.safetensors.index.json")
+    return [hub.add((index[0], folder + name), body, commit=commit) for name, body in shards_of(values).items()]
+
+
+def delivered_shards(index: Pair, values: Sequence[float], commit: str = COMMIT) -> Outcome:
+    bodies = {name: body for name, body in shards_of(values).items() if not name.endswith(".json")}
+    lines = "".join(f"{hashlib.sha256(body).hexdigest()}  {name}\n" for name, body in bodies.items())
+    sha256 = hashlib.sha256(lines.encode()).hexdigest()
+    whole = {"source": "/".join(index), "revision": commit, "sha256": sha256, "trained": True}
+    return whole | {f"part{i}": [value] * 64 for i, value in enumerate(values)}
+
+
+SHARDED = ("facebook/large", "model.safetensors.index.json")
+SECOND = ("facebook/large", "model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize("folder", ["", "teacher/"])
+def test_an_index_brings_its_shards_and_a_second_run_needs_no_hub(hub: FakeHub, tmp_path: Path, folder: str) -> None:
+    index = (SHARDED[0], folder + SHARDED[1])
+    add_shards(hub, index, [1.0, 2.0])
+    [first] = run(tmp_path, hub.url, {"files": [index]})
+    assert first.outcome == delivered_shards(index, [1.0, 2.0])
+    [second] = run(tmp_path, closed_port(), {"files": [index]})
+    assert second.outcome == first.outcome
+
+
+def test_shards_are_of_the_commit_that_their_index_is_of(hub: FakeHub, tmp_path: Path) -> None:
+    add_shards(hub, SHARDED, [1.0, 2.0])
+    add_shards(hub, SHARDED, [3.0, 4.0], commit=OLDER)
+    [result] = run(tmp_path, hub.url, {"files": [SHARDED], "revision": "v1"})
+    assert result.outcome == delivered_shards(SHARDED, [3.0, 4.0], commit=OLDER)
+
+
+def test_a_shard_that_the_hub_lacks_is_named(hub: FakeHub, tmp_path: Path) -> None:
+    add_shards(hub, SHARDED, [1.0, 2.0])
+    del hub.uploads[SHARDED[0], COMMIT][SECOND[1]]
+    [result] = run(tmp_path, hub.url, {"files": [SHARDED]})
+    assert result.outcome == {
+        "error": "CheckpointError",
+        "text": "the hub has no facebook/large/model-00002-of-00002.safetensors, which model.safetensors.index.json "
+        "lists: give a local file with --weights PATH.",
+    }
+
+
+def test_a_damaged_shard_is_refused_and_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
+    add_shards(hub, SHARDED, [1.0, 2.0])
+    hub.add(SECOND, save({"part1": torch.zeros(64)}), shards_of([1.0, 2.0])[SECOND[1]])
+    first, second = run(tmp_path, hub.url, *({"files": [SHARDED]} for _ in range(2)))
+    assert first.outcome["error"] == "CheckpointError"
+    assert first.outcome["text"].startswith("facebook/large/model-00002-of-00002.safetensors has SHA-256 ")
+    assert second.outcome == delivered_shards(SHARDED, [1.0, 2.0])
+
+
+def test_a_connection_that_breaks_between_two_shards_is_no_reason_for_random_weights(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    silent = add_shards(hub, SHARDED, [1.0, 2.0])[-1]
+    silent.silent = True
+    [broken] = run(tmp_path, hub.url, {"files": [SHARDED], "weights": "auto"}, env={"HF_HUB_ETAG_TIMEOUT": "1"})
+    assert broken.outcome["error"] == "CheckpointError"
+    assert broken.outcome["text"].startswith("facebook/large/model-00002-of-00002.safetensors did not arrive, the ")
+    silent.silent = False
+    [again] = run(tmp_path, hub.url, {"files": [SHARDED]})
+    assert again.outcome == delivered_shards(SHARDED, [1.0, 2.0])
