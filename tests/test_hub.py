@@ -75,7 +75,8 @@ print(json.dumps([outcome(step) for step in steps]))
 class Upload:
     """A file on the hub: `bodies` are sent one a download, the last one from then on.
 
-    `cut` ends the connection after that many bytes of the file, `cuts` times; `head` and `get` are statuses.
+    `cut` ends the connection after that many bytes of the file, `cuts` times; `head` and `get` are statuses, and where
+    they are not 200 `code` and `message` are what the hub says of them.
     """
 
     bodies: Sequence[bytes]
@@ -84,6 +85,8 @@ class Upload:
     cuts: int = 0
     head: int = 200
     get: int = 200
+    code: str = ""
+    message: str = ""
     silent: bool = False
     downloads: int = 0
 
@@ -145,12 +148,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         status = upload.head if self.command == "HEAD" else upload.get
-        return self._refuse(status, "") if status != 200 else self._serve(upload, commit)
+        if status != 200:
+            return self._refuse(status, upload.code, upload.message)
+        return self._serve(upload, commit)
 
-    def _refuse(self, status: int, code: str) -> None:
+    def _refuse(self, status: int, code: str, message: str = "") -> None:
         self.send_response(status)
-        if code:
-            self.send_header("X-Error-Code", code)
+        for header, value in (("X-Error-Code", code), ("X-Error-Message", message)):
+            if value:
+                self.send_header(header, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -510,3 +516,69 @@ def test_a_connection_that_breaks_between_two_shards_is_no_reason_for_random_wei
     silent.silent = False
     [again] = run(tmp_path, hub.url, {"files": [SHARDED]})
     assert again.outcome == delivered_shards(SHARDED, [1.0, 2.0])
+
+
+# Gated and private repositories
+
+GATED = ("facebook/gated", "model.safetensors")
+NO_TOKEN = (
+    "the hub answered 401 for {0}/model.safetensors, no valid token was sent: the repository is {1}; accept its "
+    "licence on https://huggingface.co/{0}, then run `hf auth login` (or set HF_TOKEN), "
+    "or give a local file with --weights PATH."
+)
+NO_ACCESS = (
+    "the hub answered 403 for {0}/model.safetensors, the token's account or rights don't reach it: the repository is "
+    "{1}; accept its licence on https://huggingface.co/{0} with that account, or run `hf auth login` (or set HF_TOKEN) "
+    "for a token that may read it, or give a local file with --weights PATH."
+)
+# status, the hub's code and message, sentence, what the repository is
+REFUSALS = [
+    (401, "GatedRepo", "", NO_TOKEN, "gated"),
+    (401, "", "Invalid credentials in Authorization header", NO_TOKEN, "private or gated"),
+    (401, "RepoNotFound", "", NO_TOKEN, "private or gated, or does not exist"),
+    (403, "GatedRepo", "", NO_ACCESS, "gated"),
+    (403, "", "", NO_ACCESS, "private or gated"),
+]
+
+
+@pytest.mark.parametrize("asked", ["head", "get"])
+def test_a_refusal_says_what_to_do_and_is_no_reason_for_random_weights(
+    hub: FakeHub, tmp_path: Path, asked: str
+) -> None:
+    files = [(f"facebook/gated{i}", "model.safetensors") for i in range(len(REFUSALS))]
+    for file, (status, code, message, _, _) in zip(files, REFUSALS, strict=True):
+        hub.add(file, safetensors(), code=code, message=message, **{asked: status})
+    ways = [*((file, "auto") for file in files), (files[0], None), (files[0], "pretrained")]
+    results = run(tmp_path, hub.url, *({"files": [file], "weights": weights} for file, weights in ways))
+    for (file, _), result in zip(ways, results, strict=True):
+        *_, sentence, repository = REFUSALS[files.index(file)]
+        assert result.outcome == {"error": "HubRefusedError", "text": sentence.format(file[0], repository)}
+
+
+def test_a_repository_that_the_hub_has_disabled_asks_for_no_licence(hub: FakeHub, tmp_path: Path) -> None:
+    hub.add(GATED, safetensors(), head=403, message="Access to this resource is disabled.")
+    [result] = run(tmp_path, hub.url, {"files": [GATED]})
+    text = "the hub answered 403 for facebook/gated/model.safetensors."
+    assert result.outcome == {"error": "CheckpointError", "text": text}
+
+
+def test_the_second_file_is_taken_where_the_first_one_is_refused(hub: FakeHub, tmp_path: Path) -> None:
+    hub.add(GATED, safetensors(), head=401, code="GatedRepo")
+    hub.add(OFFICIAL, pickled(2.0))
+    [result] = run(tmp_path, hub.url, {"files": [GATED, OFFICIAL]})
+    assert result.outcome == delivered(OFFICIAL, pickled(2.0), 2.0)
+
+
+def test_of_two_refusals_the_gated_repository_is_named(hub: FakeHub, tmp_path: Path) -> None:
+    hub.add(NOWHERE, safetensors(), head=401, code="RepoNotFound")  # to who has no token, all that is not public
+    hub.add(GATED, safetensors(), head=401, code="GatedRepo")
+    [result] = run(tmp_path, hub.url, {"files": [NOWHERE, GATED]})
+    assert result.outcome == {"error": "HubRefusedError", "text": NO_TOKEN.format(GATED[0], "gated")}
+
+
+def test_a_refused_shard_is_named(hub: FakeHub, tmp_path: Path) -> None:
+    upload = add_shards(hub, SHARDED, [1.0, 2.0])[-1]
+    upload.head, upload.code = 403, "GatedRepo"
+    [result] = run(tmp_path, hub.url, {"files": [SHARDED]})
+    assert result.outcome["error"] == "HubRefusedError"
+    assert "403 for facebook/large/model-00002-of-00002.safetensors, " in result.outcome["text"]

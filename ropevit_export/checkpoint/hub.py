@@ -8,11 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.file_download import HfFileMetadata
 
 from ropevit_export.checkpoint import file
-from ropevit_export.errors import CheckpointError, HubUnreachableError
+from ropevit_export.errors import CheckpointError, HubRefusedError, HubUnreachableError
 from ropevit_export.machine import shards
 from ropevit_export.machine.files import sha256
 from ropevit_export.models.spec import HubFile
@@ -22,19 +28,26 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def fetch(files: Sequence[HubFile], revision: str | None = None) -> Checkpoint:
-    """The first of `files` that the hub has, at `revision` (default: the cached one, else the newest of `main`).
+    """The first of `files` that the hub gives, at `revision` (default: the cached one, else the newest of `main`).
 
     A file that is an index stands for its shards, all of the same commit. Raises HubUnreachableError where there is no
-    connection and no cached copy, else CheckpointError.
+    connection and no cached copy, HubRefusedError where a licence or a token is wanted, else CheckpointError.
     """
     for candidate in files:
         cached = _cached(candidate, revision)
         if cached is not None:
             return cached
+    refusals: list[HubRefusedError] = []
     for candidate in files:
-        found = _probe(candidate, revision)
+        try:
+            found = _probe(candidate, revision)
+        except HubRefusedError as error:  # without a token, so is a repository that does not exist: another may
+            refusals.append(error)
+            continue
         if found is not None:
             return _download(candidate, revision, found)
+    if refusals:  # that a repository is gated says that it is there, and what to do
+        raise min(refusals, key=lambda each: not isinstance(each.__cause__, GatedRepoError))
     tried = " or ".join(f"{each.repo}/{each.filename}" for each in files)
     at = f" at revision {revision}" if revision else ""
     raise CheckpointError(f"the hub has no {tried}{at}: give a local file with --weights PATH.")
@@ -57,18 +70,39 @@ def _probe(candidate: HubFile, revision: str | None) -> HfFileMetadata | None:
     name = f"{candidate.repo}/{candidate.filename}"
     try:
         return get_hf_file_metadata(hf_hub_url(candidate.repo, candidate.filename, revision=revision))
-    except (RepositoryNotFoundError, EntryNotFoundError):
-        return None
     except HfHubHTTPError as error:
         if error.response.status_code == 404:
             return None
-        raise CheckpointError(f"the hub answered {error.response.status_code} for {name}.") from error
+        raise _answered(candidate, error) from error
     except OfflineModeIsEnabled as error:
         raise HubUnreachableError(f"HF_HUB_OFFLINE is set and {name} is not cached.") from error
     except Exception as error:
         if not _is_transport(error):
             raise
         raise HubUnreachableError(f"no connection to the hub for {name} ({error}), and no cached copy.") from error
+
+
+def _answered(candidate: HubFile, error: HfHubHTTPError) -> CheckpointError:
+    """The error for an answer that is neither the file nor "no such file"."""
+    status, name = error.response.status_code, f"{candidate.repo}/{candidate.filename}"
+    if status not in (401, 403) or isinstance(error, DisabledRepoError):
+        return CheckpointError(f"the hub answered {status} for {name}.")
+    if isinstance(error, GatedRepoError):
+        repository = "is gated"
+    elif isinstance(error, RepositoryNotFoundError):  # who has no right to know is told no more
+        repository = "is private or gated, or does not exist"
+    else:
+        repository = "is private or gated"
+    licence = f"accept its licence on https://huggingface.co/{candidate.repo}"
+    if status == 401:
+        reason, steps = "no valid token was sent", f"{licence}, then run `hf auth login` (or set HF_TOKEN)"
+    else:
+        reason = "the token's account or rights don't reach it"
+        steps = f"{licence} with that account, or run `hf auth login` (or set HF_TOKEN) for a token that may read it"
+    return HubRefusedError(
+        f"the hub answered {status} for {name}, {reason}: the repository {repository}; {steps}, "
+        "or give a local file with --weights PATH."
+    )
 
 
 def _download(candidate: HubFile, revision: str | None, found: HfFileMetadata) -> Checkpoint:
@@ -99,7 +133,7 @@ def _download_file(candidate: HubFile, revision: str | None, found: HfFileMetada
     try:  # by the revision's own name: only then does the cache note which commit that is, for runs without a hub
         path = Path(hf_hub_download(candidate.repo, candidate.filename, revision=revision))
     except HfHubHTTPError as error:
-        raise CheckpointError(f"the hub answered {error.response.status_code} for {name}.") from error
+        raise _answered(candidate, error) from error
     except OSError as error:  # the body was shorter than announced, or the disk is full
         raise CheckpointError(f"{name} did not arrive whole: {_line(error)} Run again to continue.") from error
     except Exception as error:
