@@ -31,6 +31,10 @@ class HubUnreachableError(CheckpointError):
     """No connection to the weights' hub, and nothing in its local cache."""
 
 
+class HubRefusedError(CheckpointError):
+    """The weights' hub wants a licence accepted, or a token that may read them."""
+
+
 class TraceError(RopevitError):
     """The model could not be turned into a graph."""
 

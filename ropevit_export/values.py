@@ -102,8 +102,8 @@ class Dim:
 class Checkpoint:
     """Named tensors as a file holds them, and where they came from.
 
-    `source` names a hub repository, a file (never its folder) or the random rule; `sha256` is of the file,
-    or of the tensors' bytes where there is no file.
+    `source` names a hub repository, a file (never its folder) or the random rule; `sha256` is of the file, of shards
+    together as `machine.shards.combined` says, or of the tensors' bytes where there is no file.
     """
 
     tensors: Mapping[str, torch.Tensor]

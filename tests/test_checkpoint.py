@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from ropevit_export.checkpoint import file, source
 from ropevit_export.errors import CheckpointError
+from ropevit_export.machine import shards
 from ropevit_export.models import reference
 from ropevit_export.models.adopt import adopt
 from ropevit_export.models.families import FAMILIES
@@ -176,10 +178,16 @@ def test_a_missing_file_is_an_error_that_lists_what_weights_may_be(tmp_path: Pat
         file.read(path)
 
 
-def test_a_folder_is_not_a_checkpoint_file(tmp_path: Path) -> None:
-    (tmp_path / "folder.pth").mkdir()
-    with pytest.raises(CheckpointError, match=r"folder\.pth is not a checkpoint file: needs one of \.safetensors, "):
-        file.read(tmp_path / "folder.pth")
+@pytest.mark.parametrize("name", ["folder.pth", "folder.index.json"])
+def test_a_folder_without_weights_is_an_error_that_lists_what_was_looked_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    saved(tmp_path / name / "checkpoint.pth", small())
+    expected = (
+        f"{tmp_path / name} is a folder without model.safetensors, model.safetensors.index.json, pytorch_model.bin "
+        "or pytorch_model.bin.index.json: give the file itself."
+    )
+    with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}$"):
+        file.read(tmp_path / name)
 
 
 def test_a_file_with_another_suffix_is_not_a_checkpoint_file(tmp_path: Path) -> None:
@@ -202,6 +210,129 @@ def test_a_file_that_holds_other_things_beside_tensors_is_an_error_that_names_th
 def test_an_empty_dictionary_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"empty\.pth holds nothing where a dictionary of tensors was needed\.$"):
         file.read(saved(tmp_path / "empty.pth", {"model": {}}))
+
+
+# Shards and folders
+
+
+def sharded(folder: Path, tensors: Tensors, *, suffix: str = ".safetensors") -> Path:
+    """One tensor a shard, as `save_pretrained` names them; the path of their index."""
+    stem = "model" if suffix == ".safetensors" else "pytorch_model"
+    where = {name: f"{stem}-{i:05}-of-{len(tensors):05}{suffix}" for i, name in enumerate(tensors, 1)}
+    for name, part in where.items():
+        if suffix == ".safetensors":
+            save_file({name: tensors[name]}, folder / part)
+        else:
+            saved(folder / part, {name: tensors[name]})
+    index = folder / f"{stem}{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    return index
+
+
+@pytest.mark.parametrize("by", ["folder", "index"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_shards_are_read_as_one_checkpoint(tmp_path: Path, suffix: str, by: str) -> None:
+    index = sharded(tmp_path, small(), suffix=suffix)
+    found = file.read(index if by == "index" else tmp_path)
+    assert_same(found.tensors, small())
+    assert found.source == index.name
+
+
+def test_shards_are_recorded_by_the_hash_that_sha256sum_gives_of_its_own_list(tmp_path: Path) -> None:
+    index = sharded(tmp_path, small())
+    lines = [
+        f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    ]
+    before = file.read(index).sha256
+    assert before == hashlib.sha256("".join(lines).encode()).hexdigest()
+    sharded(tmp_path, small() | {"head.bias": torch.zeros(2)})
+    assert file.read(index).sha256 != before
+
+
+def test_a_checkpoint_is_known_by_the_same_hash_before_it_is_read(tmp_path: Path) -> None:
+    index = sharded(tmp_path, small())
+    alone = saved(tmp_path / "mine.pth", small())
+    for path in (index, tmp_path, alone):
+        assert shards.known_by(path) == file.read(path).sha256
+    assert shards.known_by(alone) == hashlib.sha256(alone.read_bytes()).hexdigest()
+
+
+def test_a_folders_weights_are_taken_in_transformers_order(tmp_path: Path) -> None:
+    kinds = ("pytorch_model.bin.index.json", "pytorch_model.bin", "model.safetensors.index.json", "model.safetensors")
+    for kind in kinds:
+        if kind.endswith(".index.json"):
+            sharded(tmp_path, small(), suffix=Path(kind.removesuffix(".index.json")).suffix)
+        elif kind.endswith(".bin"):
+            saved(tmp_path / kind, small())
+        else:
+            save_file(small(), tmp_path / kind)
+        found = file.read(tmp_path)
+        assert found.source == kind
+        assert_same(found.tensors, small())
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "left"),
+    [(("module.", "module."), ("", "")), (("module.", ""), ("module.", ""))],
+    ids=["before every name", "before one shard's names"],
+)
+def test_what_wrappers_put_before_names_is_judged_over_all_shards(
+    tmp_path: Path, prefixes: tuple[str, str], left: tuple[str, str]
+) -> None:
+    names = list(small())
+    wrapped = {prefix + name: small()[name] for prefix, name in zip(prefixes, names, strict=True)}
+    expected = {prefix + name: small()[name] for prefix, name in zip(left, names, strict=True)}
+    assert_same(file.read(sharded(tmp_path, wrapped)).tensors, expected)
+
+
+def test_missing_shards_are_named(tmp_path: Path) -> None:
+    index = sharded(tmp_path, small())
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    expected = f"{index} lists 2 shards, without model-00002-of-00002.safetensors beside it: add what is missing."
+    for path in (index, tmp_path):
+        with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}$"):
+            file.read(path)
+
+
+@pytest.mark.parametrize("held", [{"head.weight": 1.0, "head.extra": 1.0}, {"head.other": 1.0}])
+def test_a_shard_of_another_checkpoint_is_refused(tmp_path: Path, held: dict[str, float]) -> None:
+    index = sharded(tmp_path, small())
+    part = tmp_path / "model-00001-of-00002.safetensors"
+    save_file({name: torch.tensor(value) for name, value in held.items()}, part)
+    odd = ", ".join(sorted(held.keys() ^ {"head.weight"}))
+    expected = f"{part} and model.safetensors.index.json differ in {odd}: take all files from one checkpoint."
+    with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}$"):
+        file.read(index)
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    index = sharded(tmp_path, small())
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors can't be read .* git-lfs pointer"):
+        file.read(index)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", '{"weight_map": {}}', '{"weight_map": ["a"]}']
+    + [json.dumps({"weight_map": {"w": name}}) for name in ("../up.bin", "/etc/up.bin", "a\\up.bin", "..", "", 3)],
+)
+def test_an_index_names_files_beside_it_and_nothing_else(tmp_path: Path, content: str) -> None:
+    saved(tmp_path / "up.bin", small())
+    index = tmp_path / "inner" / "pytorch_model.bin.index.json"
+    index.parent.mkdir()
+    index.write_text(content)
+    expected = f"{index} is not an index of shards: needs a weight_map of tensors to files beside it."
+    with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}$"):
+        file.read(index)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>Sign in</html>", b"\xff\xfe"])
+def test_an_index_that_is_not_json_is_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"index\.json can't be read as an index of shards, it is no JSON: "):
+        file.read(tmp_path)
 
 
 # Adopting tensors

@@ -75,7 +75,8 @@ print(json.dumps([outcome(step) for step in steps]))
 class Upload:
     """A file on the hub: `bodies` are sent one a download, the last one from then on.
 
-    `cut` ends the connection after that many bytes of the file, `cuts` times; `head` and `get` are statuses.
+    `cut` ends the connection after that many bytes of the file, `cuts` times; `head` and `get` are statuses, and where
+    they are not 200 `code` and `message` are what the hub says of them.
     """
 
     bodies: Sequence[bytes]
@@ -84,6 +85,8 @@ class Upload:
     cuts: int = 0
     head: int = 200
     get: int = 200
+    code: str = ""
+    message: str = ""
     silent: bool = False
     downloads: int = 0
 
@@ -145,12 +148,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         status = upload.head if self.command == "HEAD" else upload.get
-        return self._refuse(status, "") if status != 200 else self._serve(upload, commit)
+        if status != 200:
+            return self._refuse(status, upload.code, upload.message)
+        return self._serve(upload, commit)
 
-    def _refuse(self, status: int, code: str) -> None:
+    def _refuse(self, status: int, code: str, message: str = "") -> None:
         self.send_response(status)
-        if code:
-            self.send_header("X-Error-Code", code)
+        for header, value in (("X-Error-Code", code), ("X-Error-Message", message)):
+            if value:
+                self.send_header(header, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -429,3 +435,150 @@ def test_a_hub_in_trouble_is_an_error_and_no_reason_for_random_weights(hub: Fake
     for (file, _), result in zip(ways, results, strict=True):
         text = f"the hub answered 500 for {'/'.join(file)}."
         assert result.outcome == {"error": "CheckpointError", "text": text}
+
+
+# Checkpoints in shards
+
+
+def shards_of(values: Sequence[float]) -> dict[str, bytes]:
+    """An index and its shards by name, a tensor of one value each."""
+    names = [f"model-{i:05}-of-{len(values):05}.safetensors" for i in range(1, len(values) + 1)]
+    where = {f"part{i}": name for i, name in enumerate(names)}
+    files = {"model.safetensors.index.json": json.dumps({"metadata": {}, "weight_map": where}).encode()}
+    return files | {
+        name: save({f"part{i}": torch.full((64,), value)})
+        for i, (name, value) in enumerate(zip(names, values, strict=True))
+    }
+
+
+def add_shards(hub: FakeHub, index: Pair, values: Sequence[float], commit: str = COMMIT) -> list[Upload]:
+    folder = index[1].removesuffix("model.safetensors.index.json")
+    return [hub.add((index[0], folder + name), body, commit=commit) for name, body in shards_of(values).items()]
+
+
+def delivered_shards(index: Pair, values: Sequence[float], commit: str = COMMIT) -> Outcome:
+    bodies = {name: body for name, body in shards_of(values).items() if not name.endswith(".json")}
+    lines = "".join(f"{hashlib.sha256(body).hexdigest()}  {name}\n" for name, body in bodies.items())
+    sha256 = hashlib.sha256(lines.encode()).hexdigest()
+    whole = {"source": "/".join(index), "revision": commit, "sha256": sha256, "trained": True}
+    return whole | {f"part{i}": [value] * 64 for i, value in enumerate(values)}
+
+
+SHARDED = ("facebook/large", "model.safetensors.index.json")
+SECOND = ("facebook/large", "model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize("folder", ["", "teacher/"])
+def test_an_index_brings_its_shards_and_a_second_run_needs_no_hub(hub: FakeHub, tmp_path: Path, folder: str) -> None:
+    index = (SHARDED[0], folder + SHARDED[1])
+    add_shards(hub, index, [1.0, 2.0])
+    [first] = run(tmp_path, hub.url, {"files": [index]})
+    assert first.outcome == delivered_shards(index, [1.0, 2.0])
+    [second] = run(tmp_path, closed_port(), {"files": [index]})
+    assert second.outcome == first.outcome
+
+
+def test_shards_are_of_the_commit_that_their_index_is_of(hub: FakeHub, tmp_path: Path) -> None:
+    add_shards(hub, SHARDED, [1.0, 2.0])
+    add_shards(hub, SHARDED, [3.0, 4.0], commit=OLDER)
+    [result] = run(tmp_path, hub.url, {"files": [SHARDED], "revision": "v1"})
+    assert result.outcome == delivered_shards(SHARDED, [3.0, 4.0], commit=OLDER)
+
+
+def test_a_shard_that_the_hub_lacks_is_named(hub: FakeHub, tmp_path: Path) -> None:
+    add_shards(hub, SHARDED, [1.0, 2.0])
+    del hub.uploads[SHARDED[0], COMMIT][SECOND[1]]
+    [result] = run(tmp_path, hub.url, {"files": [SHARDED]})
+    assert result.outcome == {
+        "error": "CheckpointError",
+        "text": "the hub has no facebook/large/model-00002-of-00002.safetensors, which model.safetensors.index.json "
+        "lists: give a local file with --weights PATH.",
+    }
+
+
+def test_a_damaged_shard_is_refused_and_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
+    add_shards(hub, SHARDED, [1.0, 2.0])
+    hub.add(SECOND, save({"part1": torch.zeros(64)}), shards_of([1.0, 2.0])[SECOND[1]])
+    first, second = run(tmp_path, hub.url, *({"files": [SHARDED]} for _ in range(2)))
+    assert first.outcome["error"] == "CheckpointError"
+    assert first.outcome["text"].startswith("facebook/large/model-00002-of-00002.safetensors has SHA-256 ")
+    assert second.outcome == delivered_shards(SHARDED, [1.0, 2.0])
+
+
+def test_a_connection_that_breaks_between_two_shards_is_no_reason_for_random_weights(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    silent = add_shards(hub, SHARDED, [1.0, 2.0])[-1]
+    silent.silent = True
+    [broken] = run(tmp_path, hub.url, {"files": [SHARDED], "weights": "auto"}, env={"HF_HUB_ETAG_TIMEOUT": "1"})
+    assert broken.outcome["error"] == "CheckpointError"
+    assert broken.outcome["text"].startswith("facebook/large/model-00002-of-00002.safetensors did not arrive, the ")
+    silent.silent = False
+    [again] = run(tmp_path, hub.url, {"files": [SHARDED]})
+    assert again.outcome == delivered_shards(SHARDED, [1.0, 2.0])
+
+
+# Gated and private repositories
+
+GATED = ("facebook/gated", "model.safetensors")
+NO_TOKEN = (
+    "the hub answered 401 for {0}/model.safetensors, no valid token was sent: the repository is {1}; accept its "
+    "licence on https://huggingface.co/{0}, then run `hf auth login` (or set HF_TOKEN), "
+    "or give a local file with --weights PATH."
+)
+NO_ACCESS = (
+    "the hub answered 403 for {0}/model.safetensors, the token's account or rights don't reach it: the repository is "
+    "{1}; accept its licence on https://huggingface.co/{0} with that account, or run `hf auth login` (or set HF_TOKEN) "
+    "for a token that may read it, or give a local file with --weights PATH."
+)
+# status, the hub's code and message, sentence, what the repository is
+REFUSALS = [
+    (401, "GatedRepo", "", NO_TOKEN, "gated"),
+    (401, "", "Invalid credentials in Authorization header", NO_TOKEN, "private or gated"),
+    (401, "RepoNotFound", "", NO_TOKEN, "private or gated, or does not exist"),
+    (403, "GatedRepo", "", NO_ACCESS, "gated"),
+    (403, "", "", NO_ACCESS, "private or gated"),
+]
+
+
+@pytest.mark.parametrize("asked", ["head", "get"])
+def test_a_refusal_says_what_to_do_and_is_no_reason_for_random_weights(
+    hub: FakeHub, tmp_path: Path, asked: str
+) -> None:
+    files = [(f"facebook/gated{i}", "model.safetensors") for i in range(len(REFUSALS))]
+    for file, (status, code, message, _, _) in zip(files, REFUSALS, strict=True):
+        hub.add(file, safetensors(), code=code, message=message, **{asked: status})
+    ways = [*((file, "auto") for file in files), (files[0], None), (files[0], "pretrained")]
+    results = run(tmp_path, hub.url, *({"files": [file], "weights": weights} for file, weights in ways))
+    for (file, _), result in zip(ways, results, strict=True):
+        *_, sentence, repository = REFUSALS[files.index(file)]
+        assert result.outcome == {"error": "HubRefusedError", "text": sentence.format(file[0], repository)}
+
+
+def test_a_repository_that_the_hub_has_disabled_asks_for_no_licence(hub: FakeHub, tmp_path: Path) -> None:
+    hub.add(GATED, safetensors(), head=403, message="Access to this resource is disabled.")
+    [result] = run(tmp_path, hub.url, {"files": [GATED]})
+    text = "the hub answered 403 for facebook/gated/model.safetensors."
+    assert result.outcome == {"error": "CheckpointError", "text": text}
+
+
+def test_the_second_file_is_taken_where_the_first_one_is_refused(hub: FakeHub, tmp_path: Path) -> None:
+    hub.add(GATED, safetensors(), head=401, code="GatedRepo")
+    hub.add(OFFICIAL, pickled(2.0))
+    [result] = run(tmp_path, hub.url, {"files": [GATED, OFFICIAL]})
+    assert result.outcome == delivered(OFFICIAL, pickled(2.0), 2.0)
+
+
+def test_of_two_refusals_the_gated_repository_is_named(hub: FakeHub, tmp_path: Path) -> None:
+    hub.add(NOWHERE, safetensors(), head=401, code="RepoNotFound")  # to who has no token, all that is not public
+    hub.add(GATED, safetensors(), head=401, code="GatedRepo")
+    [result] = run(tmp_path, hub.url, {"files": [NOWHERE, GATED]})
+    assert result.outcome == {"error": "HubRefusedError", "text": NO_TOKEN.format(GATED[0], "gated")}
+
+
+def test_a_refused_shard_is_named(hub: FakeHub, tmp_path: Path) -> None:
+    upload = add_shards(hub, SHARDED, [1.0, 2.0])[-1]
+    upload.head, upload.code = 403, "GatedRepo"
+    [result] = run(tmp_path, hub.url, {"files": [SHARDED]})
+    assert result.outcome["error"] == "HubRefusedError"
+    assert "403 for facebook/large/model-00002-of-00002.safetensors, " in result.outcome["text"]

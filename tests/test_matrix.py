@@ -196,20 +196,23 @@ def test_a_bundle_of_other_versions_is_not_kept(built: Path, monkeypatch: pytest
         resume.existing(request(), built)
 
 
-def test_a_bundle_of_weights_that_changed_is_not_kept(tmp_path: Path, built: Path) -> None:
+@pytest.mark.parametrize("by", ["file", "folder"])
+def test_a_bundle_of_weights_that_changed_is_not_kept(tmp_path: Path, built: Path, by: str) -> None:
     from ropevit_export.checkpoint import source
 
-    mine = tmp_path / "mine.safetensors"
+    (tmp_path / "mine").mkdir()
+    mine = tmp_path / "mine" / "model.safetensors"
     mine.write_bytes(source.PACKAGED.read_bytes())
+    weights = mine if by == "file" else mine.parent
     found = manifest.read(built)
     copy = tmp_path / "copy"
     copy.mkdir()
-    wanted = request(weights=str(mine))
+    wanted = request(weights=str(weights))
     found.model_copy(update={"request": wanted.options()}).write(copy)
     assert "/" not in str(wanted.options())
     assert resume.existing(wanted, copy) is not None
     mine.write_bytes(b"tuned again")
-    with pytest.raises(BundleError, match="was built from other weights than mine.safetensors holds now"):
+    with pytest.raises(BundleError, match=f"was built from other weights than {weights.name} holds now"):
         resume.existing(wanted, copy)
     found.model_copy(update={"request": None}).write(copy)
     with pytest.raises(BundleError, match="was built by a version that did not note its request"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BundleError
 from ropevit_export.images import calibration
-from ropevit_export.machine.files import sha256
+from ropevit_export.machine import shards
 from ropevit_export.request import Request
 
 # What the ONNX file's bytes and the numbers in the report depend on.
@@ -67,6 +67,7 @@ def _change(request: Request, found: manifest.Manifest) -> str | None:
         if before != after:
             return f"with {name} {before or 'not given'}, which is {after or 'not given'} now"
     path = Path(request.weights).expanduser()
-    if path.is_file() and sha256(path) != found.weights.sha256:
+    named = request.weights in ("auto", "pretrained", "random")
+    if not named and path.exists() and shards.known_by(path) != found.weights.sha256:
         return f"from other weights than {path.name} holds now"
     return None

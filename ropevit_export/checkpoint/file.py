@@ -1,4 +1,4 @@
-"""Read a checkpoint file: safetensors, or a PyTorch pickle that holds nothing but tensors."""
+"""Read a checkpoint, in one file or in shards: safetensors, or PyTorch pickles that hold nothing but tensors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ropevit_export.errors import CheckpointError
+from ropevit_export.machine import shards
 from ropevit_export.machine.files import sha256
 from ropevit_export.values import Checkpoint
 
@@ -25,12 +26,37 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.")
 def read(path: Path) -> Checkpoint:
     """The tensors of a local `.safetensors`, `.pth`, `.pt`, `.bin` or `.ckpt` file.
 
+    An `.index.json` stands for the shards that it lists, a folder for the weights or the index in it.
     Pickles are read with `weights_only=True`: no code of theirs runs. Raises CheckpointError.
     """
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: --weights takes auto, pretrained, random or an existing file.")
-    if path.is_dir() or path.suffix not in _SUFFIXES:
-        raise CheckpointError(f"{path} is not a checkpoint file: needs one of {', '.join(_SUFFIXES)}.")
+    path = shards.entry(path)
+    known_by, tensors = _read_shards(path) if shards.is_index(path) else _read_file(path)
+    return Checkpoint(tensors=_unwrapped(tensors), source=path.name, revision=None, sha256=known_by, trained=True)
+
+
+def _read_shards(index: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    """SHA-256 of all and their tensors. A shard that holds others than the index lists for it is of another run."""
+    listed = shards.weight_map(index)
+    hashes: dict[str, str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for part in shards.parts(index):
+        hashes[part.name], held = _read_file(part)
+        if odd := sorted(held.keys() ^ {name for name, file in listed.items() if file == part.name}):
+            raise CheckpointError(
+                f"{part} and {index.name} differ in {', '.join(odd[:3])}: take all files from one checkpoint."
+            )
+        tensors |= held
+    return shards.combined(hashes), tensors
+
+
+def _read_file(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    """SHA-256 and tensors of one file."""
+    if path.suffix not in _SUFFIXES:
+        raise CheckpointError(
+            f"{path} is not a checkpoint file: needs one of {', '.join(_SUFFIXES)}, .index.json or a folder."
+        )
     if fault := _first_bytes_fault(path):
         raise CheckpointError(f"{path} can't be read as a checkpoint: {fault}.")
     try:
@@ -43,7 +69,7 @@ def read(path: Path) -> Checkpoint:
         if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to switch the safety off
             reason = "not a PyTorch file, or one that holds more than tensors and would run code when read"
         raise CheckpointError(f"{path} can't be read as a checkpoint, it is truncated or not one: {reason}") from error
-    return Checkpoint(tensors=_tensors(path, content), source=path.name, revision=None, sha256=known_by, trained=True)
+    return known_by, _tensors(path, content)
 
 
 def _first_bytes_fault(path: Path) -> str | None:
@@ -89,6 +115,10 @@ def _tensors(path: Path, content: object) -> dict[str, torch.Tensor]:
     odd = [key for key, tensor in named.items() if tensor.layout != torch.strided or tensor.is_meta]
     if odd:
         raise CheckpointError(f"{path}: {odd[0]} is sparse or has no data, needs a plain tensor.")
+    return named
+
+
+def _unwrapped(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     while wrapper := next((each for each in _WRAPPERS if all(key.startswith(each) for key in named)), None):
         named = {key.removeprefix(wrapper): value for key, value in named.items()}
     return named

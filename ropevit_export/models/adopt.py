@@ -26,7 +26,8 @@ def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
     Raises CheckpointError that names missing, unexpected, wrongly shaped and non-finite parameters.
     """
     family = FAMILIES[spec.family]
-    found = family.official(checkpoint.tensors)
+    official = family.official(spec, checkpoint.tensors)
+    found = official.tensors
     if fault := _frequency_fault(spec, found):
         raise CheckpointError(f"{checkpoint.source}: {fault}{_owner(spec, checkpoint.tensors)}")
     fixed = _fixed_frequencies(spec, found)
@@ -36,6 +37,7 @@ def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
     if head is not None and classes == 0:
         raise CheckpointError(f"{checkpoint.source}: head.weight has no rows, needs at least one class.")
     expected = family.shapes(family.as_filed(spec, tensors), classes)
+    expected |= {name: tuple(tensors[name].shape) for name in family.OPTIONAL if name in tensors}
     problems = [
         _named("missing", expected.keys() - tensors.keys()),
         _named("unexpected", tensors.keys() - expected.keys()),
@@ -48,7 +50,9 @@ def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
             f"{_owner(spec, checkpoint.tensors)}"
         )
     return Weights(
-        tensors={name: _float32(checkpoint.source, name, tensors[name]) for name in expected}, classes=classes
+        tensors={name: _float32(checkpoint.source, name, tensors[name]) for name in expected},
+        classes=classes,
+        choices=official.choices,
     )
 
 
@@ -124,13 +128,15 @@ def _owner(wanted: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> str:
 def _owns(spec: ModelSpec, given: Mapping[str, torch.Tensor]) -> bool:
     family = FAMILIES[spec.family]
     try:
-        tensors = family.official(given)
+        tensors = family.official(spec, given).tensors
     except CheckpointError:
         return False
     head = tensors.get("head.weight")
     classes = spec.classes if head is None else len(head)
     shapes = family.shapes(family.as_filed(spec, tensors), classes)
-    if tensors.keys() - _fixed_frequencies(spec, tensors) != shapes.keys() or _frequency_fault(spec, tensors):
+    if tensors.keys() - _fixed_frequencies(spec, tensors) - set(family.OPTIONAL) != shapes.keys() or _frequency_fault(
+        spec, tensors
+    ):
         return False
     return all(
         not _shape_fault(name, shape, tensors[name].shape)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ropevit_export.models import swin, vit
+from ropevit_export.models.official import Official
 from ropevit_export.models.spec import Family, ModelSpec
 from ropevit_export.values import Output, Resolution, Weights
 
@@ -24,7 +25,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Knowledge(Protocol):
-    """What is the family's own; every function is pure."""
+    """What is the family's own; every function is pure. `OPTIONAL`: official tensors that a file may lack."""
+
+    OPTIONAL: tuple[str, ...]
 
     def shapes(self, spec: ModelSpec, classes: int) -> Shapes:
         """Of every parameter of the model as published, under its official name, with that many classes."""
@@ -34,7 +37,7 @@ class Knowledge(Protocol):
         """The model with what the file decides, from official tensors: whether there are optional biases."""
         ...
 
-    def official(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def official(self, spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> Official:
         """Tensors of any layout under official names, without the buffers that follow from the architecture.
 
         Raises CheckpointError where two layouts are mixed.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropevit_export.errors import CheckpointError
 from ropevit_export.models import frequencies as rotary
+from ropevit_export.models.official import Official
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.values import Output, Resolution, Weights
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from ropevit_export.values import Array
 
+OPTIONAL: tuple[str, ...] = ()
 # What follows from the architecture: window indices, masks, rotary tables.
 _BUFFERS = re.compile(r"(^|\.)(rope_t_[xy]|attn_mask|relative_position_index)$")
 
@@ -67,7 +69,7 @@ def as_filed(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
     return spec
 
 
-def official(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def official(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> Official:
     """See `families.Knowledge`: from timm's layout, which keeps a downsampling in the stage after it, the official one
     in the stage before.
     """
@@ -82,7 +84,7 @@ def official(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if name in out:
             raise CheckpointError(f"{name} is there twice, once as {key}: the file mixes two layouts.")
         out[name] = tensor
-    return out
+    return Official(tensors=out)
 
 
 def frequencies(spec: ModelSpec, weights: Weights) -> list[Array]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ropevit_export.errors import CheckpointError
 from ropevit_export.models import frequencies as rotary
+from ropevit_export.models.official import Official
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.values import Output, Resolution, Weights
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
     from ropevit_export.values import Array
 
+# The periods of an axis' pairs where the file's are not the formula's: 2π over them is an angle's growth over one unit.
+PERIODS = "rope.periods"
+OPTIONAL: tuple[str, ...] = (PERIODS,)
+_FLOAT32 = 1e-6  # what periods computed in float32 may differ by
 # Official files also carry what follows from the architecture: positions and frequencies of axial models.
 _BUFFERS = re.compile(r"(^|\.)(freqs_t_[xy]|t_[xy]|bands|pos_embed_rope)$")
 
@@ -69,8 +74,13 @@ def as_filed(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
     return dataclasses.replace(spec, qkv_bias="qv") if spec.qkv_bias == "optional" and filed else spec
 
 
-def official(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """See `families.Knowledge`: from timm's layout; official names come back as they are."""
+def official(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> Official:
+    """See `families.Knowledge`. Of DINOv3's kind from three layouts, with the rotary periods that a file holds."""
+    return _dinov3(spec, tensors) if spec.rope.coordinates.centred else Official(tensors=_deit(tensors))
+
+
+def _deit(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """From the authors' layout or timm's."""
     out: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
         name = re.sub(r"^(blocks\.\d+)\.ls([12])\.gamma$", r"\1.gamma_\2", key)
@@ -85,13 +95,45 @@ def official(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
+def _dinov3(spec: ModelSpec, given: Mapping[str, torch.Tensor]) -> Official:
+    from ropevit_export.models.dinov3_layouts import timm_layout
+
+    converted = timm_layout(given)
+    tensors, choices = dict(converted.tensors), []
+    if converted.layout != "timm":
+        choices.append(f"the file is in the layout of {converted.layout}")
+    biases = {name: tensor for name, tensor in tensors.items() if name.endswith(("attn.q_bias", "attn.v_bias"))}
+    if biases and spec.qkv_bias == "optional":
+        used = any(bool(bias.any()) for bias in biases.values())
+        tensors = tensors if used else {name: tensor for name, tensor in tensors.items() if name not in biases}
+        choices.append(f"the file's biases of queries and values are {'used' if used else 'all 0, and left out'}")
+    if converted.periods is not None:
+        difference = _difference(spec, converted.periods)
+        if difference > _FLOAT32:
+            tensors[PERIODS] = converted.periods
+            choices.append(
+                f"rotary periods are the file's, which differ from theta {spec.rope.theta:g} by up to {difference:.1e}"
+            )
+    return Official(tensors=tensors, choices=tuple(choices))
+
+
+def _difference(spec: ModelSpec, periods: torch.Tensor) -> float:
+    """The largest, relative, of a file's periods to the formula's. Raises CheckpointError where they are not as many."""
+    formula = spec.rope.magnitudes(spec.head_dim)
+    if periods.shape != (len(formula),):
+        raise CheckpointError(f"rotary periods are {tuple(periods.shape)}, {spec.short} needs ({len(formula)},).")
+    return max(abs(float(period) * magnitude - 1) for period, magnitude in zip(periods, formula, strict=True))
+
+
 def frequencies(spec: ModelSpec, weights: Weights) -> list[Array]:
     """See `families.Knowledge`."""
     depth = spec.depths[0]
     if spec.rope.kind == "none":
         return []
     if spec.rope.kind == "axial":
-        return [rotary.axial(spec.rope, spec.head_dim)] * depth
+        periods = weights.tensors.get(PERIODS)
+        magnitudes = None if periods is None else [1 / float(period) for period in periods]
+        return [rotary.axial(spec.rope, spec.head_dim, magnitudes)] * depth
     learned = weights.tensors["freqs"].numpy().reshape(2, depth, spec.heads[0], -1)
     return [learned[:, block] for block in range(depth)]
 
@@ -113,6 +155,8 @@ def reference(spec: ModelSpec, weights: Weights, resolution: Resolution) -> nn.M
         **own,
     )
     state = dict(weights.tensors)
+    if (periods := state.pop(PERIODS, None)) is not None:  # timm computes them, in every place that fills buffers
+        cast("Any", model).rope._compute_periods = lambda device="cpu", dtype=None: periods.to(device, dtype)
     if spec.rope.kind == "mixed":
         state["rope.freqs"] = state.pop("freqs").reshape(2, spec.depths[0], spec.heads[0], -1)
     if spec.rope.kind == "none":  # timm's plain DeiT-III is another class, which names LayerScale otherwise

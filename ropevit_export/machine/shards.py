@@ -1,0 +1,76 @@
+"""Which files a checkpoint's path stands for: itself, the shards that an index lists, or what a folder has of these."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ropevit_export.errors import CheckpointError
+from ropevit_export.machine.files import sha256
+
+# What a folder is searched for, in the order in which transformers takes them.
+NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def entry(path: Path) -> Path:
+    """The file that a path stands for: of a folder, as `save_pretrained` leaves one, its weights or their index."""
+    if not path.is_dir():
+        return path
+    for name in NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"{path} is a folder without {', '.join(NAMES[:-1])} or {NAMES[-1]}: give the file itself.")
+
+
+def is_index(path: Path) -> bool:
+    return path.name.endswith(".index.json")
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """By a tensor's name the name of the shard that holds it, a file beside the index."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{index} can't be read as an index of shards, it is no JSON: {error}") from error
+    listed = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(listed, dict) or not listed or not all(_is_file_name(name) for name in listed.values()):
+        raise CheckpointError(f"{index} is not an index of shards: needs a weight_map of tensors to files beside it.")
+    return listed
+
+
+def _is_file_name(name: object) -> bool:
+    """An index is data from somewhere else: it must not lead out of its folder."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\:")
+
+
+def names(index: Path) -> tuple[str, ...]:
+    """The shards that an index lists, sorted."""
+    return tuple(sorted(set(weight_map(index).values())))
+
+
+def parts(path: Path) -> tuple[Path, ...]:
+    """The files that hold the tensors, sorted by name. Raises CheckpointError where shards are missing."""
+    if not is_index(path):
+        return (path,)
+    found = tuple(path.with_name(name) for name in names(path))
+    if missing := [part.name for part in found if not part.is_file()]:
+        raise CheckpointError(
+            f"{path} lists {len(found)} shards, without {', '.join(missing)} beside it: add what is missing."
+        )
+    return found
+
+
+def combined(hashes: Mapping[str, str]) -> str:
+    """One SHA-256 for shards, given theirs by name: of what `sha256sum model-*.safetensors` prints, sorted by name."""
+    lines = (f"{hashes[name]}  {name}\n" for name in sorted(hashes))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def known_by(path: Path) -> str:
+    """The SHA-256 that a file, a folder or an index is recorded by."""
+    found = entry(path)
+    if not is_index(found):
+        return sha256(found)
+    return combined({part.name: sha256(part) for part in parts(found)})

@@ -1,0 +1,18 @@
+"""A file's tensors under official names: what every family's module makes of its layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Official:
+    """`choices`: sentences on what was taken, where the file leaves a choice."""
+
+    tensors: Mapping[str, torch.Tensor]
+    choices: tuple[str, ...] = ()
