@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from ropevit_export import cli
 from ropevit_export.bundle import manifest
 from ropevit_export.models import zoo
 from ropevit_export.models.adopt import adopt
+from ropevit_export.models.dinov3_layouts import timm_layout
 from ropevit_export.models.families import FAMILIES
 from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.spec import ModelSpec
@@ -30,6 +33,7 @@ KINDS = ("dinov3_small", "dinov3_small_plus", "dinov3_small_qkvb", "lingbot_smal
 WHOLE = (*KINDS, "dinov3_base")
 NAMED = ("224", "256", "512x768", "128x384")
 NEVER_NAMED = ("16", "336x208", "640x480")
+META_NAMES = {"reg_token": "storage_tokens"}
 OUTPUTS = "pooled,cls,tokens,features:0,1"
 
 
@@ -158,6 +162,120 @@ def test_a_head_fine_tuned_with_timm_reads_what_timm_pools(tmp_path: Path) -> No
         wanted = model(torch.from_numpy(image)).numpy()
     np.testing.assert_allclose(load(out).run(image), wanted, atol=2e-5)
     assert any("as timm trains heads" in choice for choice in manifest.read(out).choices)
+
+
+def transformers_model(spec: ModelSpec) -> Any:
+    """transformers' own module, its parameters drawn at random so that all of them matter."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=spec.dims[0], num_hidden_layers=spec.depths[0], num_attention_heads=spec.heads[0],
+        intermediate_size=spec.mlp_width(0), use_gated_mlp=spec.mlp == "swiglu",
+        hidden_act="silu" if spec.mlp == "swiglu" else "gelu", num_register_tokens=spec.registers,
+        query_bias=spec.qkv_bias == "qv", value_bias=spec.qkv_bias == "qv",
+    )  # fmt: skip
+    model = transformers.DINOv3ViTModel(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            drawn = torch.randn(value.shape, generator=generator)
+            about_one = "norm" in name and name.endswith("weight")
+            scale = value[0].numel() ** -0.5 if value.ndim > 1 and "token" not in name else 0.1
+            value.copy_(1 + 0.1 * drawn if about_one else drawn * scale + 0.3 * ("lambda1" in name))
+    return model
+
+
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("model", ["dinov3_small_qkvb", "dinov3_small_plus"])
+def test_weights_in_the_layout_of_transformers_give_the_same_graph(model: str, tmp_path: Path) -> None:
+    spec = find_model(model)
+    theirs_model = transformers_model(spec)
+    theirs_model.save_pretrained(tmp_path / "saved")
+    tensors = dict(timm_layout(theirs_model.state_dict()).tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "timm.safetensors")
+    options = ("--res", "64x96", "--output", "pooled,tokens")
+    ours = export(model, tmp_path / "a", *options, "--weights", str(tmp_path / "saved"))
+    again = export(model, tmp_path / "b", *options, "--weights", str(tmp_path / "timm.safetensors"))
+    assert (ours / "weights.data").read_bytes() == (again / "weights.data").read_bytes()
+    graphs = [onnx.load(each / "model-64x96.onnx", load_external_data=False).graph for each in (ours, again)]
+    assert graphs[0].SerializeToString() == graphs[1].SerializeToString()
+    image = noise("64x96")
+    with torch.inference_mode():
+        wanted = theirs_model(pixel_values=torch.from_numpy(image))
+    found = load(ours).run_all(image)
+    np.testing.assert_allclose(found["tokens"], wanted.last_hidden_state.numpy(), atol=2e-5)
+    np.testing.assert_allclose(found["pooled"], wanted.pooler_output.numpy(), atol=2e-5)
+    assert "the file is in the layout of transformers" in manifest.read(ours).choices
+
+
+@pytest.mark.usefixtures("shallow")
+def test_metas_periods_win_over_the_formula_and_zero_biases_are_left_out(tmp_path: Path) -> None:
+    """Meta's files hold periods rounded to bfloat16, which its code uses; tokens move by what timm leaves out."""
+    spec = find_model("dinov3_small")
+    tensors = dict(random_checkpoint(spec, seed=0).tensors)
+    periods = torch.tensor([1 / frequency for frequency in spec.rope.magnitudes(64)])
+    metas = {META_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
+    metas = {name.replace(".gamma_", ".ls").replace("ls1", "ls1.gamma").replace("ls2", "ls2.gamma"): tensor
+             for name, tensor in metas.items()}  # fmt: skip
+    metas |= {f"blocks.{block}.attn.qkv.{leaf}": torch.zeros(3 * 384)
+              for block in range(SHALLOW) for leaf in ("bias", "bias_mask")}  # fmt: skip
+    torch.save(metas | {"rope_embed.periods": periods.bfloat16()}, tmp_path / "meta.pth")
+    options = ("--res", "64x96", "--output", "tokens", "--weights", str(tmp_path / "meta.pth"))
+    image = noise("64x96")
+    model = timms(spec)
+    model.rope.periods.copy_(periods.bfloat16().float())  # type: ignore[union-attr, operator]
+    with torch.inference_mode():
+        wanted = model.forward_features(torch.from_numpy(image)).numpy()
+    for rope in ("baked", "dynamic", "inputs"):
+        out = export("dinov3_small", tmp_path / rope, *options, "--rope", rope)
+        np.testing.assert_allclose(load(out).run(image), wanted, atol=2e-5, err_msg=rope)
+    assert np.abs(wanted - theirs(spec, image, (0,))["tokens"]).max() > 1e-4
+    assert manifest.read(out).choices == (
+        "the file is in the layout of Meta",
+        "the file's biases of queries and values are all 0, and left out",
+        "rotary periods are the file's, which differ from theta 100 by up to 1.9e-03",
+    )
+
+
+def planted(folder: Path, name: str, factor: float) -> tuple[str, str]:
+    """Options for the seeded weights of two blocks with one tensor enlarged."""
+    tensors = dict(random_checkpoint(find_model("dinov3_small"), seed=0).tensors)
+    torch.save(tensors | {name: tensors[name] * factor}, folder / "planted.pth")
+    return "--weights", str(folder / "planted.pth")
+
+
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_registers_a_thousand_times_the_rest_stay_finite_in_16_bits(precision: str, tmp_path: Path) -> None:
+    weights = planted(tmp_path, "reg_token", 1e3)
+    out = export("dinov3_small", tmp_path / "out", "--res", "64", "--precision", precision, "--output",
+                 "cls,tokens", *weights)  # fmt: skip
+    listed = manifest.read(out)
+    rounded = [entry for entry in listed.parity if "every result rounded" in entry.runtime]
+    assert {entry.output for entry in rounded} == {"cls", "tokens"}
+    assert all(entry.passed and entry.metrics["not_finite"] == 0 for entry in rounded)
+    products = {row.format: row.products for row in listed.artifacts[0].census if row.products}
+    # The patch convolution stays in float32 in bfloat16 graphs.
+    assert products.keys() == ({"fp16"} if precision == "fp16" else {"bf16", "fp32"})
+    assert products.get("fp32", 1) == 1
+
+
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize(
+    ("name", "factor", "place"),
+    [
+        ("reg_token", 1e6, "embed"),
+        ("blocks.0.norm1.weight", 1e3, "blocks.0.attention"),  # scores, by its square
+        ("blocks.1.mlp.fc2.bias", 1e7, "blocks.1.mlp.fc2"),
+    ],
+)
+def test_what_float16_cannot_hold_is_refused_by_its_place(
+    name: str, factor: float, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = planted(tmp_path, name, factor)
+    arguments = ["--model", "dinov3_small", "--res", "64", "--engine", "none", "-q", "--out", str(tmp_path / "out")]
+    assert cli.run([*arguments, *weights, "--precision", "fp16"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {place}")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("spec", [*DINOV3, *LINGBOT], ids=lambda spec: spec.short)

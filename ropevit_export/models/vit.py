@@ -118,7 +118,7 @@ def _dinov3(spec: ModelSpec, given: Mapping[str, torch.Tensor]) -> Official:
 
 
 def _difference(spec: ModelSpec, periods: torch.Tensor) -> float:
-    """The largest, relative, of a file's periods to the formula's. Raises CheckpointError where they are not as many."""
+    """The largest relative difference from the formula's. Raises CheckpointError where there are more or fewer."""
     formula = spec.rope.magnitudes(spec.head_dim)
     if periods.shape != (len(formula),):
         raise CheckpointError(f"rotary periods are {tuple(periods.shape)}, {spec.short} needs ({len(formula)},).")
