@@ -21,6 +21,8 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("checkpoint/", "models/", "rope/", "trace/", "passes/", "backends/", "parity/", "bundle/"),
     ("inspect/",),
     ("runtime.py",),
+    ("planning.py",),
+    ("stages.py",),
     ("pipeline.py",),
     ("verbs/",),
     ("cli/",),

@@ -255,9 +255,9 @@ def _with_transform(model: ModelSpec, **changes: Any) -> ModelSpec:
 
 def _export(options: Mapping[str, Any]) -> None:
     request, quiet = _request(options), options["quiet"]
-    from ropevit_export import pipeline
+    from ropevit_export import pipeline, planning
 
-    with quiet_libraries(), progress_bar(pipeline.stage_count(request), quiet=quiet) as progress:
+    with quiet_libraries(), progress_bar(planning.stage_count(request), quiet=quiet) as progress:
         bundle = pipeline.export(
             request, out=options["out"], force=options["force"], cache=options["cache"], progress=progress
         )

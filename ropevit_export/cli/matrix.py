@@ -68,7 +68,7 @@ def build(ctx: click.Context, request_of: RequestOf) -> None:
 
 def _cells(ctx: click.Context, request_of: RequestOf) -> list[Cell]:
     """Recipe by recipe, model by model, a bundle a size. What can't be right on any machine ends it here."""
-    from ropevit_export.pipeline import DEFAULT_FOLDER
+    from ropevit_export.planning import DEFAULT_FOLDER
     from ropevit_export.verbs import matrix
 
     folder = (ctx.params["out"] or DEFAULT_FOLDER).expanduser()
@@ -98,7 +98,7 @@ def _display(total: int, *, quiet: bool) -> Iterator[Callable[[Event], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from ropevit_export.pipeline import stage_count
+    from ropevit_export.planning import stage_count
 
     console = Console(stderr=True, quiet=quiet)
     shown = console.is_terminal and not quiet

@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from ropevit_export import pipeline
+from ropevit_export import pipeline, planning
 from ropevit_export.bundle import staging
 from ropevit_export.bundle.manifest import Bundle
 from ropevit_export.bundle.resume import existing
 from ropevit_export.errors import BackendError, BundleError, RopevitError, UsageError
 from ropevit_export.request import Request
+from ropevit_export.stages import Progress
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -50,7 +51,7 @@ class Cell:
     def of(cls, request: Request, recipe: str, folder: Path, cache: Path | None = None) -> Cell:
         """Its bundle is called as a single one would be, and by the recipe."""
         name = request.bundle_name + (f"-{recipe}" if recipe else "")
-        name += pipeline.RANDOM_SUFFIX if request.weights == "random" else ""
+        name += planning.RANDOM_SUFFIX if request.weights == "random" else ""
         return cls(request=request, recipe=recipe, out=folder / name, cache=cache)
 
 
@@ -173,7 +174,7 @@ def _done(cell: Cell, force: bool) -> Outcome | None:
     return None if kept is None else _finished(kept, time.monotonic() - start)
 
 
-def _attempt(cell: Cell, force: bool, progress: pipeline.Progress) -> Outcome:
+def _attempt(cell: Cell, force: bool, progress: Progress) -> Outcome:
     start = time.monotonic()
     try:
         made = pipeline.export(
@@ -210,7 +211,7 @@ def _finished(bundle: Bundle, seconds: float) -> Outcome:
 
 def _clear_up(cell: Cell) -> None:
     """After a build that was killed: claiming its bundle is all it takes."""
-    for final in (cell.out, cell.out.with_name(cell.out.name + pipeline.RANDOM_SUFFIX)):
+    for final in (cell.out, cell.out.with_name(cell.out.name + planning.RANDOM_SUFFIX)):
         with contextlib.suppress(BundleError), staging.claimed(final):
             pass
 

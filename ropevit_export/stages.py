@@ -1,0 +1,176 @@
+"""The stages of one export, each a function that returns a value or raises."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ropevit_export.bundle.draft import Draft
+from ropevit_export.errors import CheckpointError
+from ropevit_export.images import calibration
+from ropevit_export.images.files import BUILT_IN
+from ropevit_export.images.preprocess import normalise
+from ropevit_export.models.spec import ModelSpec
+from ropevit_export.parity import measure, samples
+from ropevit_export.parity.measure import Sample
+from ropevit_export.parity.tolerance import TOLERANCES
+from ropevit_export.planning import LOGITS
+from ropevit_export.request import Request
+from ropevit_export.rope import inputs
+from ropevit_export.values import DTYPES, Checkpoint, Form, Graph, IoSpec, Precision, Resolution, Weights
+
+if TYPE_CHECKING:
+    from ropevit_export.passes.quantize.codes import Coding
+    from ropevit_export.values import Array, Arrays
+
+log = logging.getLogger("ropevit_export")
+
+Progress = Callable[[str], None]
+
+
+@contextmanager
+def stage(name: str, progress: Progress) -> Iterator[Callable[[str], None]]:
+    progress(name)
+    start, said = time.perf_counter(), [""]
+    yield lambda text: said.__setitem__(0, text)
+    log.info("%s: %s, %.1f s", name, said[0], time.perf_counter() - start)
+
+
+def load(request: Request, progress: Progress) -> tuple[Weights, Checkpoint]:
+    from ropevit_export.checkpoint import source
+    from ropevit_export.models.adopt import adopt
+    from ropevit_export.models.initial import random_checkpoint
+
+    with stage("weights", progress) as note:
+        checkpoint = source.load(request, lambda: random_checkpoint(request.model, request.seed))
+        weights = adopt(request.model, checkpoint)
+        if not weights.classes and LOGITS in [output.name for output in request.outputs]:
+            raise CheckpointError(
+                f"the weights ({checkpoint.source}) have no head, which --output logits needs: take pooled, cls, "
+                "tokens or features."
+            )
+        at = f" at {checkpoint.revision}" if checkpoint.revision else ""
+        head = f"{weights.classes} classes" if weights.classes else "no head"
+        note(f"{checkpoint.source}{at}, {head}{'' if checkpoint.trained else ', UNTRAINED'}")
+    # The tensors themselves go with the caller's `weights`; two owners would double the peak of memory.
+    return weights, dataclasses.replace(checkpoint, tensors={})
+
+
+def reference_answers(request: Request, weights: Weights, size: Resolution, progress: Progress) -> tuple[Array, Arrays]:
+    """What a float32 graph is fed, and the unfolded model's answers."""
+    from ropevit_export.models import reference
+    from ropevit_export.models.resize import resize
+
+    preprocess = request.preprocess
+    with stage(f"reference {size}", progress) as note:
+        pixels = samples.pixels(preprocess, size, request.seed)
+        normalised = normalise(pixels, preprocess)
+        sized = resize(request.model, weights, size)
+        expected = reference.run(reference.build(request.model, sized, size, request.outputs), normalised)
+        rms = ", ".join(f"{name} {np.sqrt((answer**2).mean()):.3g}" for name, answer in expected.items())
+        note(f"PyTorch float32 on {len(normalised)} images, rms of {rms}")
+    return pixels if request.pixels else normalised, expected
+
+
+def traced(request: Request, weights: Weights, io: IoSpec, progress: Progress) -> Graph:
+    from ropevit_export import passes
+    from ropevit_export.models.resize import resize
+    from ropevit_export.rope.tables import block_factors, block_tables
+    from ropevit_export.trace.export import trace, trace_dynamic, trace_inputs
+
+    spec = request.model
+    freqs, coordinates = _frequencies(spec, weights), spec.rope.coordinates
+    with stage(f"trace {io.resolution}", progress) as note:
+        if io.rope == "inputs":
+            traced = trace_inputs(spec, weights, io)
+        elif io.rope == "dynamic":
+            factors = block_factors(freqs, coordinates, spec.grid(io.resolution))
+            traced = trace_dynamic(spec, weights, factors, io)
+        else:
+            tables = block_tables(freqs, coordinates, spec.window(io.resolution), spec.prefix)
+            traced = trace(spec, resize(spec, weights, io.resolution), tables, io)
+        note(f"{len(traced.model.graph)} nodes")
+    with stage(f"passes {io.resolution}", progress) as note:
+        graph = passes.simplify(traced)
+        fired = [record.name for record in graph.history if record.fired]
+        note(
+            f"{len(traced.model.graph)} → {len(graph.model.graph)} nodes, "
+            f"{len(fired)} of {len(graph.history)} fired: {', '.join(fired)}"
+        )
+    return graph
+
+
+def position_parts(request: Request, weights: Weights, io: IoSpec) -> Arrays:
+    """What the host fills the graph's position inputs from, if it has any."""
+    if not io.positions:
+        return {}
+    from ropevit_export.rope.tables import block_factors
+
+    spec = request.model
+    embed = weights.tensors["pos_embed"].numpy() if spec.ape else None
+    coordinates = spec.rope.coordinates
+    factors = block_factors(_frequencies(spec, weights), coordinates, spec.grid(io.resolution))
+    return inputs.parts(factors, embed, by_extent=coordinates.follow_extent)
+
+
+def host(request: Request, parts: Arrays, size: Resolution) -> Arrays:
+    return inputs.fill(parts, *request.model.grid(size), request.model.prefix)
+
+
+def in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress) -> dict[Form, Graph]:
+    """The graph in the precision asked for, in every form that it is worth having in.
+
+    Before it is rounded it must be the reference's to the last digits: what a lower precision may err by would hide
+    a wrong table. The same run says how large values get, which a format must be able to hold.
+    """
+    from ropevit_export import passes
+    from ropevit_export.backends.float32 import Float32Graph
+
+    request, io = draft.request, graph.io
+    if request.precision == "fp32":
+        return {"portable": graph}
+    with stage(f"{request.precision} {io.resolution}", progress) as note:
+        probed, probes = passes.probed(graph.model)
+        session = Float32Graph(probed)
+        answers = [
+            session.run({io.image.name: sample.images[chosen], **sample.host})
+            for chosen in measure.chunks(io.batch.min, len(sample.images))
+        ]
+        found = measure.compared("the float32 graph", io, sample, answers, session.describe, TOLERANCES["fp32"])
+        draft.notes += [f"before rounding: {each.sentence()}" for each in found]
+        draft.parity += [each for each in found if not each.passed]
+        draft.require_parity()
+        largest = [max(float(answer[probe.output]) for answer in answers) for probe in probes]
+        rounded: Precision = "fp16" if request.calib else request.precision  # of an 8-bit graph's other operations
+        passes.refuse_overflow(list(zip(probes, largest, strict=True)), rounded)
+        top = int(np.argmax(largest))
+        note(f"largest value {largest[top]:.3g} at {probes[top].place}")
+    ends = DTYPES[request.io_precision]
+    if request.calib is None:
+        return {"portable": passes.convert(graph, request.precision, ends)}
+    with stage(f"calibration {sample.resolution}", progress) as note:
+        measured_on = calibration.feeds(request.calib, io, sample.resolution, sample.host, request.preprocess)
+        coding: Coding = "int8" if request.precision == "int8" else "fp8"
+        both = passes.run_quantized(graph, coding, measured_on, Float32Graph, ends)
+        draft.notes.append(f"8-bit ranges: {len(calibration.pictures(request.calib))} images of {_source(request)}")
+        note(draft.notes[-1])
+    forms: dict[Form, Graph] = {"portable": both.engines}
+    return forms | ({"onnxruntime": both.onnxruntime} if both.onnxruntime is not None else {})
+
+
+def _source(request: Request) -> str:
+    """Where calibration images came from, by name: a bundle says nothing about the machine it was made on."""
+    return Path(request.calib or "").resolve().name if request.calib != BUILT_IN else "the packaged digits"
+
+
+def _frequencies(spec: ModelSpec, weights: Weights) -> list[Array]:
+    from ropevit_export.models.families import FAMILIES
+
+    return FAMILIES[spec.family].frequencies(spec, weights)
