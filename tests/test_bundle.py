@@ -251,6 +251,16 @@ def test_a_right_manifest_is_read(tmp_path: Path) -> None:
     assert manifest.read(tmp_path).all_files() == [("model.onnx", SHA)]
 
 
+def test_a_manifest_of_the_first_release_is_read(tmp_path: Path) -> None:
+    """It said neither the patch nor the tokens before the patches: there was one, and the patch was the multiple."""
+    old = right()
+    old["artifacts"][0]["dynamic"] = {"max": [384, 384], "multiple": 16}  # type: ignore[index]
+    (tmp_path / "manifest.json").write_text(json.dumps(old))
+    dynamic = manifest.read(tmp_path).artifacts[0].dynamic
+    assert dynamic is not None
+    assert (dynamic.patch, dynamic.prefix) == (16, 1)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

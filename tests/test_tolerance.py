@@ -24,6 +24,7 @@ Tables = Sequence[tuple[Array, Array]]
 def report(metrics: Metrics, precision: Precision, case: Case) -> ParityReport:
     return ParityReport(
         artifact="model.onnx",
+        output="logits",
         resolution=case.resolution,
         batch=1,
         inputs="",

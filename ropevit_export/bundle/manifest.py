@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -50,7 +50,7 @@ class PreprocessEntry(_Strict):
     std: tuple[float, float, float]
     interpolation: Interpolation
     crop: float
-    crop_mode: CropMode
+    crop_mode: CropMode = "center"
     layout: Literal["NCHW", "NHWC"]
     dtype: Literal["float32", "float16", "bfloat16", "uint8"]
 
@@ -91,7 +91,13 @@ class DynamicEntry(_Strict):
     max: Size
     multiple: Extent
     patch: Extent
-    prefix: Annotated[int, Field(ge=0)]
+    prefix: Annotated[int, Field(ge=0)] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_first_release(cls, given: Any) -> Any:
+        """Whose manifests had no patch: it was the multiple."""
+        return {"patch": given["multiple"], **given} if isinstance(given, dict) and "multiple" in given else given
 
     def takes(self, height: int, width: int) -> bool:
         on_grid = height > 0 and width > 0 and height % self.multiple == 0 and width % self.multiple == 0
@@ -154,7 +160,7 @@ class ParityEntry(_Strict):
     """Of one output. `metrics` and `tolerance` by name; `passed` follows from them."""
 
     artifact: str
-    output: str
+    output: str = "logits"
     resolution: Size
     batch: Extent
     inputs: str
