@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Time the whole export process against plain `torch.onnx.export` followed by onnxsim, in turn.
+"""Time the whole export process against plain `torch.onnx.export`, followed by onnxsim unless `--bare`, in turn.
 
     python scripts/bench_export.py --model rope_mixed_deit_base --res 384 --runs 3
+    python scripts/bench_export.py --model dinov3_small --res 512 --bare --engine none
 
 Ours: `ropevit-export` with random weights, which includes reference outputs, parity and the TensorRT-RTX engine.
 Theirs: timm's model of the same name and size, exported with default options and simplified.
@@ -26,12 +27,14 @@ from ropevit_export.models.zoo import find_model
 THEIRS = """
 import sys, warnings
 warnings.simplefilter("ignore")
-import onnx, onnxsim, timm, torch
+import timm, torch
 name, size = sys.argv[1], int(sys.argv[2])
 model = timm.create_model(name, img_size=size).eval()
 torch.onnx.export(model, (torch.randn(1, 3, size, size),), "plain.onnx", dynamo=True, verbose=False)
-simple, _ = onnxsim.simplify(onnx.load("plain.onnx"))
-onnx.save(simple, "simple.onnx")
+if sys.argv[3] == "simplified":
+    import onnx, onnxsim
+    simple, _ = onnxsim.simplify(onnx.load("plain.onnx"))
+    onnx.save(simple, "simple.onnx")
 """
 
 
@@ -52,6 +55,8 @@ def main() -> None:
     arguments.add_argument("--model", default="rope_mixed_deit_base")
     arguments.add_argument("--res", type=int, default=384)
     arguments.add_argument("--runs", type=int, default=3)
+    arguments.add_argument("--bare", action="store_true", help="theirs is torch.onnx.export alone")
+    arguments.add_argument("--engine", default="auto", help="ours builds this engine")
     given = arguments.parse_args()
     spec = find_model(given.model)
     if spec.timm is None:
@@ -59,8 +64,8 @@ def main() -> None:
     size = str(given.res)
     commands = {
         "ours": [sys.executable, "-c", "from ropevit_export.cli import main; main()", "--model", spec.short,
-                 "--res", size, "--weights", "random"],
-        "theirs": [sys.executable, "-c", THEIRS, spec.timm, size],
+                 "--res", size, "--weights", "random", "--engine", given.engine],
+        "theirs": [sys.executable, "-c", THEIRS, spec.timm, size, "bare" if given.bare else "simplified"],
     }  # fmt: skip
     print(json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
                       "versions": {name: version(name) for name in ("torch", "timm", "onnx", "onnxsim")}}))  # fmt: skip

@@ -18,6 +18,7 @@ import torch
 from ropevit_export import cli
 from ropevit_export.bundle import golden
 from ropevit_export.images.preprocess import normalise
+from ropevit_export.machine import hardware
 from ropevit_export.models import reference
 from ropevit_export.models.adopt import adopt
 from ropevit_export.models.families import FAMILIES
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from ropevit_export.values import Factors, Tables
 
 Array = npt.NDArray[np.float32]
+# Whether this CPU multiplies in bfloat16, without which OpenVINO refuses to.
+HAS_BFLOAT16 = bool({"avx512_bf16", "amx_bf16"} & set(hardware.cpu_features()))
 ONE = Dim(min=1, opt=1, max=1)
 LOGITS = (Output.named("logits", pool="token"),)
 

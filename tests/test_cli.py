@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from ropevit_export import cli
 from ropevit_export.cli import export, terminal
+from ropevit_export.machine.process import Interrupted, interrupt
 from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.zoo import EXAMPLES, MODELS, find_model
 from ropevit_export.parity import tolerance
@@ -214,12 +215,12 @@ def test_no_space_left_leaves_the_old_bundle(bundle: Path, tmp_path: Path) -> No
 
 def test_a_signal_that_a_library_swallows_ends_the_next_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(terminal.Interrupted, "arrived", False)
+    monkeypatch.setattr(Interrupted, "arrived", False)
     with terminal.progress_bar(2, quiet=True) as progress:
         progress("weights")
         with contextlib.suppress(BaseException):
-            terminal.interrupt(signal.SIGINT, None)
-        with pytest.raises(terminal.Interrupted):
+            interrupt(signal.SIGINT, None)
+        with pytest.raises(Interrupted):
             progress("trace")
 
 
