@@ -7,26 +7,39 @@ import timm
 
 from ropevit_export.errors import UsageError
 from ropevit_export.models.families import FAMILIES
-from ropevit_export.models.zoo import MODELS, find_model
+from ropevit_export.models.spec import ModelSpec
+from ropevit_export.models.zoo import DINOV3, LINGBOT, MODELS, ROPE_VIT, find_model
 from tests.conftest import GOLDEN
 
 LAYOUTS = json.loads((GOLDEN / "layouts.json").read_text())
 
 
 def test_the_models_are_the_papers() -> None:
-    assert sorted(spec.name for spec in MODELS) == sorted(LAYOUTS)
+    assert sorted(spec.name for spec in ROPE_VIT) == sorted(LAYOUTS)
 
 
-@pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.short)
-def test_parameters_are_those_of_the_official_files(spec) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("spec", ROPE_VIT, ids=lambda spec: spec.short)
+def test_parameters_are_those_of_the_official_files(spec: ModelSpec) -> None:
     theirs = {name: tuple(shape) for name, shape in LAYOUTS[spec.name].items()}
     assert FAMILIES[spec.family].shapes(spec, spec.classes) == theirs
 
 
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.short)
-def test_every_name_finds_its_model(spec) -> None:  # type: ignore[no-untyped-def]
-    names = [spec.name, spec.short, *([spec.timm] if spec.timm else [])]
+def test_every_name_finds_its_model(spec: ModelSpec) -> None:
+    names = [spec.name, spec.short, *([f"{spec.timm}.{spec.tag}"] if spec.tag else [])]
     assert [find_model(name) for name in names] == [spec] * len(names)
+
+
+def test_names_are_one_models_only() -> None:
+    """timm's name of an architecture with several weights is the first row's."""
+    for names in ([spec.name for spec in MODELS], [spec.short for spec in MODELS]):
+        assert len(set(names)) == len(names)
+    assert find_model("vit_large_patch16_dinov3").tag == "lvd1689m"
+
+
+def test_dinov3_and_lingbot_are_all_that_timm_has() -> None:
+    theirs = {name for name in timm.list_models() if "dinov3" in name or "lingbot" in name}
+    assert {spec.timm for spec in (*DINOV3, *LINGBOT)} == {name for name in theirs if name.startswith("vit_")}
 
 
 def test_timm_names_are_timms() -> None:
