@@ -218,6 +218,7 @@ class Request:
         noted = {field.name: _option(getattr(self, field.name)) for field in fields(self)}
         noted["output"] = self.output or self.default_output
         noted["transform"] = str(self.model.transform)
+        noted["hub"] = self.model.hub[0].repo.split("/")[0] if self.model.hub else ""  # whose repository comes first
         return noted | {"revision": self.revision or ""}  # a branch of the hub may hold a slash
 
     def graphs(self) -> tuple[IoSpec, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 
@@ -35,6 +37,18 @@ from ropevit_export.values import Dim, IoSpec, Output, Resolution, Weights
 
 if TYPE_CHECKING:
     from ropevit_export.values import Factors, Tables
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several processes have a core each: two pools of threads that spin for the same cores take three times as long.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+    class _OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = 1
+
+    onnxruntime.SessionOptions = _OneThread
 
 Array = npt.NDArray[np.float32]
 # Whether this CPU multiplies in bfloat16, without which OpenVINO refuses to.

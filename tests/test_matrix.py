@@ -138,7 +138,7 @@ def test_a_process_that_dies_is_a_bundle_that_failed(tmp_path: Path, monkeypatch
         begun.append(begin_process(*arguments, **options))
         return begun[-1]
 
-    monkeypatch.setattr(matrix.subprocess, "Popen", noted)
+    monkeypatch.setattr(subprocess, "Popen", noted)
     many = tmp_path / "many"
     found = {}
     for cell, said in matrix.build([matrix.Cell.of(request(size), "", many) for size in ("32", "48")]):

@@ -7,35 +7,28 @@ bundles: what an interrupted matrix had finished, the next run finds.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import os
-import pickle
 import queue
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ropevit_export import pipeline, planning
 from ropevit_export.bundle import staging
 from ropevit_export.bundle.manifest import Bundle
 from ropevit_export.bundle.resume import existing
 from ropevit_export.errors import BackendError, BundleError, RopevitError, UsageError
+from ropevit_export.machine.worker import PATIENCE, Channel, Worker, WorkerDiedError
 from ropevit_export.request import Request
 from ropevit_export.stages import Progress
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-PATIENCE = 15  # seconds that a build has to clear up after itself
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,96 +214,37 @@ class _Child:
 
     def __init__(self, cell: Cell, force: bool, events: queue.SimpleQueue[Event]) -> None:
         self._cell, self._events, self._start = cell, events, time.monotonic()
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `join` closes it
-        self._process = subprocess.Popen(
-            # Our own path of imports: the present folder must not be on it.
-            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            start_new_session=True,  # Ctrl-C comes to us alone, and we end it
-        )
+        self._worker = Worker(_build_one, cell, force)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # its reader will say how it died
-            pickle.dump((cell, force), self._process.stdin)
-            self._process.stdin.flush()  # and stays open: its end tells the child that we are gone
 
     def stop(self) -> None:
         """Ask it to clear up and end."""
-        self._process.terminate()
+        self._worker.stop()
 
     def join(self) -> None:
-        try:
-            self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:  # native code hears no signal
-            self._process.kill()
-            self._process.wait()
+        code = self._worker.wait(PATIENCE)
         self._reader.join()
-        if self._process.returncode != 0:
+        self._worker.close()
+        if code != 0:
             _clear_up(self._cell)
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._errors.close()
 
     def _read(self) -> None:
-        outcome = None
-        assert self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
-                message = json.loads(line)
-                if isinstance(message, str):
-                    self._events.put((self._cell, message))
-                else:
-                    outcome = Outcome(**message | {"artifacts": tuple(message["artifacts"])})
-        code = self._process.wait()
-        self._events.put((self._cell, outcome or self._died(code)))
-
-    def _died(self, code: int) -> Outcome:
-        self._errors.seek(0)
-        words = self._errors.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(words) if line.strip()), "it said nothing")
-        how = f"with exit code {code}"
-        if code < 0:
-            how = f"by {signal.Signals(-code).name}" + (", was memory short?" if -code == 9 else "")
-        return Outcome(
-            result="failed",
-            reason=f"the build's process ended {how}: {last}",
-            exit_code=1,
-            seconds=time.monotonic() - self._start,
-        )
-
-
-def serve() -> None:
-    """The process of a cell: reads it from stdin, writes stages and the outcome to stdout, a line of JSON each."""
-    from ropevit_export.machine.process import Interrupted, interrupt, quiet_libraries
-
-    signal.signal(signal.SIGTERM, interrupt)
-    with os.fdopen(os.dup(1), "w", buffering=1) as answers:
-        os.dup2(2, 1)  # what libraries print is no answer
-        cell, force = pickle.load(sys.stdin.buffer)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-
-        def say(message: object) -> None:
-            if Interrupted.arrived:
-                raise Interrupted
-            answers.write(json.dumps(message) + "\n")
-
-        code = 0
         try:
-            with quiet_libraries():
-                say(dataclasses.asdict(_attempt(cell, force, say)))
-        except (Interrupted, BrokenPipeError):
-            code = 130
-    os._exit(code)  # taking torch apart takes two seconds and changes nothing
+            while True:
+                said = self._worker.receive()
+                self._events.put((self._cell, said))
+                if isinstance(said, Outcome):
+                    return
+        except WorkerDiedError as error:
+            reason, seconds = f"the build's process ended {error}", time.monotonic() - self._start
+            outcome = Outcome(result="failed", reason=reason, exit_code=1, seconds=seconds)
+            self._events.put((self._cell, outcome))
 
 
-def _end_with_parent() -> None:
-    """A parent that was killed can't stop us. What we leave then, the next builder clears up."""
-    sys.stdin.buffer.read()
-    os._exit(1)
+def _build_one(channel: Channel, cell: Cell, force: bool) -> None:
+    """The process of a cell: says the stages, and the outcome last."""
+    channel.say(_attempt(cell, force, channel.say))
 
 
 def _ray() -> tuple[ModuleType, bool]:
