@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ropevit_export.errors import UsageError
+from ropevit_export.formats import FORMATS, IO_PRECISIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,9 +41,9 @@ OutputKind = Literal["logits", "pooled", "cls", "tokens", "features"]
 OUTPUT_KINDS: tuple[OutputKind, ...] = ("logits", "pooled", "cls", "tokens", "features")
 Pool = Literal["token", "avg", "map"]
 
-# As NumPy, torch and manifests call them.
-DTYPES: dict[str, Literal["float32", "float16", "bfloat16"]]
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+FloatName = Literal["float32", "float16", "bfloat16"]
+# As NumPy, torch and manifests call what graphs take and give.
+DTYPES: dict[str, FloatName] = {name: cast("FloatName", FORMATS[name].numpy) for name in IO_PRECISIONS}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ropevit_export.errors import BackendError
+from ropevit_export.formats import EIGHT_BITS
 from ropevit_export.machine import hardware
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class OnnxRuntime:
         return f"ONNX Runtime {self._version}, {', '.join(self._providers)}, {self._computed()}{self._elsewhere()}"
 
     def _computed(self) -> str:
-        if self._precision in ("int8", "fp8"):
+        if self._precision in EIGHT_BITS:
             return f"{self._precision} linear layers{', weights as uint8 for want of VNNI' if self._as_uint8 else ''}"
         if self._precision != "fp32" and set(self._providers) <= {CPU, "OpenVINOExecutionProvider"}:
             return f"{self._precision} weights and values, computed mostly in float32: no proof against overflow"

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from ropevit_export.errors import BackendError
+from ropevit_export.formats import EIGHT_BITS, FORMATS
 from ropevit_export.request import EngineSpec
 from ropevit_export.values import Plan, Precision
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 # What to compute in, by the graph's precision. Left to itself OpenVINO takes bfloat16 for a float32 graph where the CPU
 # has it; asked for float16 where it hasn't, it takes bfloat16 too, silently.
 _COMPUTE = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32", "fp8": "f32"}
-
-
 # What a CPU makes of a format, by the one it was asked for in: float16 and 8-bit floats are widened there, while the
 # hint for bfloat16 narrows what the graph keeps in float32.
 _LIFTS: dict[str, dict[str, str]] = {
@@ -29,15 +28,7 @@ _LIFTS: dict[str, dict[str, str]] = {
     "int8": {"fp16": "fp32"},
     "fp8": {"fp8": "fp32", "fp16": "fp32"},
 }
-_DTYPES = {
-    "f32": "Float",
-    "f16": "Half",
-    "bf16": "BFloat16",
-    "i8": "Int8",
-    "u8": "UInt8",
-    "i32": "Int32",
-    "i64": "Int64",
-}
+_REPORTED = {each.openvino: each.report for each in FORMATS.values()}
 
 
 class OpenVino:
@@ -61,7 +52,7 @@ class OpenVino:
         bfloat16 = [each for each in self._compiled.outputs if each.get_element_type().get_type_name() == "bf16"]
         self._bfloat16 = {each.get_any_name() for each in bfloat16}
         self._describe = f"OpenVINO {openvino.__version__.split('-')[0]}, {device}, computed in {taken}"
-        if precision in ("int8", "fp8"):
+        if precision in EIGHT_BITS:
             self._describe += f" around {precision} codes"
         if precision == "fp16":
             self._describe += ", float16 weights: no proof against overflow"
@@ -152,7 +143,7 @@ def _tensor(value: Any, node: Any) -> dict[str, object]:
     return {
         "name": node.get_friendly_name(),
         "shape": [extent.get_length() if extent.is_static else "-1" for extent in value.get_partial_shape()],
-        "dtype": _DTYPES.get(kind, kind),
+        "dtype": _REPORTED.get(kind, kind),
         "format": "",
     }
 

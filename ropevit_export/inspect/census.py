@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ropevit_export.errors import BackendError
+from ropevit_export.formats import EIGHT_BITS, FORMATS, PRECISIONS
 from ropevit_export.inspect import kernels
 from ropevit_export.passes.places import places
 from ropevit_export.passes.precision import POLICIES
@@ -22,14 +23,8 @@ from ropevit_export.values import Form, Precision
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _NOT_COMPUTED = frozenset({"Cast", "Constant", "Identity", "Shape", "QuantizeLinear", "DequantizeLinear"})
-_ONNX = {
-    ir.DataType.FLOAT: "fp32",
-    ir.DataType.FLOAT16: "fp16",
-    ir.DataType.BFLOAT16: "bf16",
-    ir.DataType.INT8: "int8",
-    ir.DataType.UINT8: "int8",
-    ir.DataType.FLOAT8E4M3FN: "fp8",
-}
+_ONNX = {ir.DataType[FORMATS[name].onnx]: name for name in PRECISIONS}
+_ONNX[ir.DataType.UINT8] = "int8"  # its codes, moved by 128
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,7 +71,7 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
     # With 16-bit ends what is kept higher stands between two casts, which a builder may take into the product.
     ends = {_ONNX.get(value.dtype or ir.DataType.UNDEFINED, "") for value in graph.outputs}
     # What 8-bit linear layers leave: patches, attention, the head.
-    rest = precision if precision not in ("int8", "fp8") else "fp16" if form == "portable" else "fp32"
+    rest = precision if precision not in EIGHT_BITS else "fp16" if form == "portable" else "fp32"
     for node, place in places(graph).items():
         result = _ONNX.get(node.outputs[0].dtype or ir.DataType.UNDEFINED)
         if result is None or node.op_type in _NOT_COMPUTED:

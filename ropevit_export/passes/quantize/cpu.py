@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ropevit_export.formats import FORMATS
 from ropevit_export.passes import edit
 from ropevit_export.passes.attention import Attention, attentions, start_of_heads
 from ropevit_export.passes.linear import Linear, linear_layers
-from ropevit_export.passes.quantize.codes import LARGEST, Near, step_and_shift, weight_codes
+from ropevit_export.passes.quantize.codes import Near, step_and_shift, weight_codes
 from ropevit_export.passes.quantize.ranges import Range, Ranges
 
 # uint8 codes of the same steps are int8 codes and this.
@@ -159,7 +160,7 @@ class QuantizeScores(ir.passes.InPlacePass):
         def coded(x: ir.Value, which: str, zero: np.generic) -> tuple[ir.Value, list[ir.Value]]:
             """Codes, and what they are decoded with: step and zero point."""
             low, high = self.ranges[str(x.name)].ends
-            step = np.float32((max(-low, high) or 1.0) / LARGEST["int8"])
+            step = np.float32((max(-low, high) or 1.0) / FORMATS["int8"].largest)
             steps = [edit.constant(graph, f"{name}.{which}_scale", np.asarray(step)),
                      edit.constant(graph, f"zero_{zero.dtype}_{zero}", np.asarray(zero))]  # fmt: skip
             kind = ir.DataType.from_numpy(zero.dtype)
