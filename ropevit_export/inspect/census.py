@@ -67,7 +67,7 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
     graph = ir.load(path).graph
     census = Census()
     wanted: dict[str, set[str]] = {}
-    kept = POLICIES[precision].keep if precision in POLICIES else {}
+    policy = POLICIES.get(precision)
     # With 16-bit ends what is kept higher stands between two casts, which a builder may take into the product.
     ends = {_ONNX.get(value.dtype or ir.DataType.UNDEFINED, "") for value in graph.outputs}
     # What 8-bit linear layers leave: patches, attention, the head.
@@ -82,13 +82,14 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
         taken = _multiplied(node)
         census.counts[taken].operations += 1
         census.counts[taken].products += 1
-        if place in kept:
+        kept = policy is not None and policy.keeps(node)
+        if kept:
             allowed = {"fp32"}
         elif _is_linear(node) and place != "head":
             allowed = {precision}
         else:  # on a CPU scores are in 8 bits where that pays
             allowed = {rest, precision} if form == "onnxruntime" and node.op_type == "MatMul" else {rest}
-        wanted[node.name or ""] = allowed | ends if place in kept else allowed
+        wanted[node.name or ""] = allowed | ends if kept else allowed
         if taken not in allowed:
             census.faults.append(f"{place} ({node.op_type}) runs in {taken}")
     for value in graph.initializers.values():

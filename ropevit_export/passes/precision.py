@@ -19,7 +19,7 @@ from ropevit_export.values import Precision
 class Policy:
     """What a 16-bit graph computes in its own format, and what it leaves in float32.
 
-    `keep`: prefixes of parameters whose operations stay float32, with the reason.
+    `keep`: modules whose operations stay float32, by name, with the reason.
     """
 
     precision: Precision
@@ -33,6 +33,11 @@ class Policy:
     def largest(self) -> float:
         """What the format can hold."""
         return FORMATS[self.precision].largest
+
+    def keeps(self, node: ir.Node) -> bool:
+        """Whether a node stays float32: one that reads a parameter of a kept module, or of a module inside it."""
+        names = [value.name or "" for value in node.inputs if value is not None and value.is_initializer()]
+        return any(name.startswith(f"{module}.") for name in names for module in self.keep)
 
 
 # What needs no exception, in either format: LayerNormalization computes mean and variance in float32 by its own
@@ -81,10 +86,8 @@ class ToHalf(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
     def _dtype(self, node: ir.Node, is_data: bool) -> ir.DataType:
-        """What a node computes in. An operation on a kept parameter keeps float32."""
-        names = [value.name or "" for value in node.inputs if value is not None and value.is_initializer()]
-        kept = any(name.startswith(f"{prefix}.") for name in names for prefix in self.policy.keep)
-        return self.policy.dtype if is_data and not kept else ir.DataType.FLOAT
+        """What a node computes in."""
+        return self.policy.dtype if is_data and not self.policy.keeps(node) else ir.DataType.FLOAT
 
     def _converted(
         self, graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]
