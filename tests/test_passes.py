@@ -342,3 +342,16 @@ def test_a_mean_that_something_else_reads_or_without_a_bias_stays(graph_of: Text
     plain = HEAD.replace("head_weight, head_bias)", "head_weight)")
     for text in (read, plain, HEAD.replace("keepdims = 0", "keepdims = 1")):
         assert not MeanAfterHead()(graph_of(text)).modified
+
+
+def test_a_constant_is_shared_only_with_its_equal(graph_of: Text) -> None:
+    graph = graph_of(PLAIN).graph
+    added = edit.constant(graph, "table", np.array([1.0, np.nan], np.float32))
+    assert edit.constant(graph, "table", np.array([1.0, np.nan], np.float32)) is added
+    assert edit.constant(graph, "scale", np.array([0.5], np.float32)) is graph.initializers["scale"]
+    with pytest.raises(PassError, match="adds the constant table, but the graph has other numbers under that name"):
+        edit.constant(graph, "table", np.array([2.0, np.nan], np.float32))
+    for other in (np.array([1.0, np.nan], np.float16), np.array([[1.0, np.nan]], np.float32)):
+        with pytest.raises(PassError, match="adds the constant table as .* the graph has it as float32 .2,."):
+            edit.constant(graph, "table", other)
+    assert list(graph.initializers) == ["scale", "table"]
