@@ -104,7 +104,7 @@ class Checkpoint:
     """Named tensors as a file holds them, and where they came from.
 
     `source` names a hub repository, a file (never its folder) or the random rule; `sha256` is of the file,
-    or of the tensors' bytes where there is no file.
+    or of the tensors' bytes where there is no file. `seed`: what random weights were drawn from.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -112,6 +112,7 @@ class Checkpoint:
     revision: str | None
     sha256: str
     trained: bool
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
