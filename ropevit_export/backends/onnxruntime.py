@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ropevit_export.errors import BackendError
+from ropevit_export.errors import BackendError, first_line
 from ropevit_export.formats import EIGHT_BITS
 from ropevit_export.machine import hardware
 
@@ -144,7 +144,7 @@ class OnnxRuntime:
                 for name, answer in zip(names, self._session.run(names, dict(feeds)), strict=True)
             }
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed to run: {_line(error)}") from error
+            raise BackendError(f"ONNX Runtime failed to run: {first_line(error)}") from error
 
 
 def _session(onnxruntime: Any, model: Path, options: Any, providers: Sequence[str]) -> Any:
@@ -158,7 +158,7 @@ def _session(onnxruntime: Any, model: Path, options: Any, providers: Sequence[st
     try:
         return onnxruntime.InferenceSession(str(model), options, providers=chosen)
     except Exception as error:  # its exceptions share no base class
-        raise BackendError(f"ONNX Runtime refuses {model.name}: {_line(error)}") from error
+        raise BackendError(f"ONNX Runtime refuses {model.name}: {first_line(error)}") from error
 
 
 def _load_libraries(onnxruntime: Any, providers: Sequence[str]) -> None:
@@ -183,7 +183,7 @@ def _plugged_in(onnxruntime: Any, providers: Sequence[str]) -> set[str]:
             onnxruntime.register_execution_provider_library(wanted.name, plugin.get_library_path())
         except Exception as error:
             raise BackendError(
-                f"{wanted.package} can't be loaded{_reason(str(error)) or f': {_line(error)}'}."
+                f"{wanted.package} can't be loaded{_reason(str(error)) or f': {first_line(error)}'}."
             ) from error
         if wanted.name not in {each.ep_name for each in _devices(onnxruntime)}:
             raise BackendError(f"{wanted.package} finds no GPU that it can use.")
@@ -228,9 +228,9 @@ def _reason(said: str) -> str:
     """Of what ONNX Runtime printed, why a library could not be loaded, or its last error."""
     missing = re.findall(r"with error: ([^\n]*?)[\s')]*$", said, re.MULTILINE)
     if missing:
-        return f": {missing[-1][:300]}{_cure(missing[-1])}"
+        return f": {first_line(missing[-1])}{_cure(missing[-1])}"
     errors = re.findall(r"\[E:[^\n]*\] ([^\n]+)", said)
-    return f": {errors[-1].strip()[:300]}" if errors else ""
+    return f": {first_line(errors[-1])}" if errors else ""
 
 
 def _cure(missing: str) -> str:
@@ -242,7 +242,3 @@ def _cure(missing: str) -> str:
     if "libcu" in missing or "libnv" in missing:
         return ": pip install 'onnxruntime-gpu[cuda,cudnn]'"
     return ""
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]

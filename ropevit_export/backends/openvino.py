@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from ropevit_export.errors import BackendError
+from ropevit_export.errors import BackendError, last_line
 from ropevit_export.formats import EIGHT_BITS, FORMATS
 from ropevit_export.request import EngineSpec
 from ropevit_export.values import Plan, Precision
@@ -44,7 +44,7 @@ class OpenVino:
             )
             taken = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         except Exception as error:  # RuntimeError of several kinds
-            raise BackendError(f"OpenVINO refuses {model.name}: {_last_line(error)}") from error
+            raise BackendError(f"OpenVINO refuses {model.name}: {last_line(error)}") from error
         if taken != wanted:
             raise BackendError(f"asked OpenVINO to compute {model.name} in {wanted}, {device} takes {taken}.")
         self._inputs = {each.get_any_name() for each in self._compiled.inputs}
@@ -69,7 +69,7 @@ class OpenVino:
             found = self._compiled(dict(feeds))
             answers = {name: np.array(found[name]) for name in self._outputs}
         except Exception as error:
-            raise BackendError(f"OpenVINO failed to run: {_last_line(error)}") from error
+            raise BackendError(f"OpenVINO failed to run: {last_line(error)}") from error
         # it calls the bits of bfloat16 float16
         return answers | {name: answers[name].view(ml_dtypes.bfloat16) for name in self._bfloat16}
 
@@ -105,7 +105,7 @@ class OpenVinoBuilder:
             hint = {"INFERENCE_PRECISION_HINT": _COMPUTE[spec.precision]}
             compiled = core.compile_model(str(path), "CPU", hint)
         except Exception as error:  # RuntimeError of several kinds
-            raise BackendError(f"OpenVINO failed to build {onnx.name}: {_last_line(error)}") from error
+            raise BackendError(f"OpenVINO failed to build {onnx.name}: {last_line(error)}") from error
         return Plan(
             files=(path, path.with_suffix(".bin")),
             layers=tuple(_layers(compiled.get_runtime_model())),
@@ -159,8 +159,3 @@ def _library() -> Any:
 def devices() -> list[str]:
     """What OpenVINO can compile for here, such as CPU, GPU and NPU."""
     return list(_library().Core().available_devices)
-
-
-def _last_line(error: Exception) -> str:
-    """The reason stands below the places it came through."""
-    return str(error).strip().splitlines()[-1][:300]

@@ -24,7 +24,7 @@ import numpy as np
 
 from ropevit_export.backends.select import BUILDERS, ENGINES, ON_GPU, runner
 from ropevit_export.bundle import manifest
-from ropevit_export.errors import BackendError, RopevitError, UsageError
+from ropevit_export.errors import BackendError, RopevitError, UsageError, with_kind
 from ropevit_export.images.preprocess import normalise
 from ropevit_export.machine import hardware
 from ropevit_export.models.zoo import find_model
@@ -275,7 +275,7 @@ def _serve(contender: Contender, size: Resolution, batch: int, pipe: Connection)
     except RopevitError as error:
         pipe.send(error)
     except Exception as error:  # of a compiler or a GPU, anything
-        pipe.send(BackendError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+        pipe.send(BackendError(with_kind(error)))
 
 
 def _answer(contender: Contender, size: Resolution, batch: int, pipe: Connection) -> None:
