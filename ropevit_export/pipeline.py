@@ -125,7 +125,7 @@ def _makers(request: Request) -> tuple[list[Builder], str | None]:
         calibration.pictures(request.calib)  # that there are any
     makers, remark = builders(request.engines)
     if request.require_fused_attention and not makers:
-        raise BackendError(f"--require-fused-attention is of engines, but {remark}.")
+        raise BackendError(f"--require-fused-attention needs an engine, but {remark}.")
     used = frozenset[str]().union(*(maker.options for maker in makers))
     for name, flag in request.engine_flags.items():
         if makers and name not in used:
@@ -295,13 +295,13 @@ def _in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress
         passes.refuse_overflow(list(zip(probes, largest, strict=True)), rounded)
         top = int(np.argmax(largest))
         note(f"largest value {largest[top]:.3g} at {probes[top].place}")
-    ends = DTYPES[request.io_precision]
+    io_dtype = DTYPES[request.io_precision]
     if request.calib is None:
-        return {"portable": passes.convert(graph, request.precision, ends)}
+        return {"portable": passes.convert(graph, request.precision, io_dtype)}
     with _stage(f"calibration {sample.resolution}", progress) as note:
         measured_on = calibration.feeds(request.calib, io, sample.resolution, sample.host, request.preprocess)
         coding: Coding = "int8" if request.precision == "int8" else "fp8"
-        both = passes.run_quantized(graph, coding, measured_on, Float32Graph, ends)
+        both = passes.run_quantized(graph, coding, measured_on, Float32Graph, io_dtype)
         draft.notes.append(f"8-bit ranges: {len(calibration.pictures(request.calib))} images of {_source(request)}")
         note(draft.notes[-1])
     forms: dict[Form, Graph] = {"portable": both.engines}
@@ -341,9 +341,9 @@ def _add_engine(draft: Draft, source: Source, maker: Builder, cache: Path | None
     with _stage(f"{maker.runtime} {io.resolution}", progress) as note:
         plan = engine_cache.build(maker, onnx, draft.weights.path, spec, path, cache)
         layers = draft.write_layers(onnx, maker.suffix, plan)
-        wanted = {node: {plan.lifts.get(name, name) for name in names} for node, names in source.products.items()}
+        wanted = {node: {plan.promotions.get(name, name) for name in names} for node, names in source.products.items()}
         counted = census.of_engine(plan.layers, wanted)
-        counted.require(path.name, request.precision, plan.lifts)
+        counted.require(path.name, request.precision, plan.promotions)
         if spec.require_fused_attention:
             fusion.require(path.name, onnx, plan.layers)
         size = sum(file.stat().st_size for file in plan.files)

@@ -100,8 +100,8 @@ class EngineSpec:
 _PLAIN_OUTPUTS = tuple(kind for kind in OUTPUT_KINDS if kind != "features")
 ONE_IMAGE = Dim(min=1, opt=1, max=1)
 
-# The precisions whose graphs compute in a 16-bit format, and so may take and give it. With any other, what the host
-# rounds is computed in a format that could have held it.
+# The precisions whose graphs compute in a 16-bit format, and so may take and give it. With any other the graph computes
+# in fp32, so rounding the input first only loses digits.
 _COMPUTE_IN: dict[IoPrecision, tuple[Precision, ...]] = {"fp16": ("fp16", *EIGHT_BITS), "bf16": ("bf16",)}
 
 

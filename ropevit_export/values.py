@@ -256,17 +256,17 @@ class Profile:
 class Plan:
     """A built engine and what its builder said of it.
 
-    files    the engine, then what must lie beside it
-    layers   one JSON object a kernel (`backends.layer_report`)
-    lifts    formats that the device computes in another: an fp16 graph's products on a CPU are float32's
-    remark   why a second build may give other bytes; None where it does not
+    files       the engine, then what must lie beside it
+    layers      one JSON object a kernel (`backends.layer_report`)
+    promotions  formats that the device computes in another: an fp16 graph's products on a CPU are float32's
+    remark      why a second build may give other bytes; None where it does not
     """
 
     files: tuple[Path, ...]
     layers: tuple[Mapping[str, object], ...]
     built_with: str
     targets: tuple[str, ...]
-    lifts: Mapping[str, str] = field(default_factory=dict)
+    promotions: Mapping[str, str] = field(default_factory=dict)
     remark: str | None = None
 
 

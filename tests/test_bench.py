@@ -259,8 +259,8 @@ class CountingWorker:
 
 def test_all_take_a_turn_in_every_round_and_warm_up_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_Worker", CountingWorker)
-    entered = contenders([HERE / name for name in "abc"], [], ["onnxruntime"])
-    result = bench.bench(entered, resolution=bench.Resolution.parse("32"), rounds=8)
+    made = contenders([HERE / name for name in "abc"], [], ["onnxruntime"])
+    result = bench.bench(made, resolution=bench.Resolution.parse("32"), rounds=8)
     rounds = [CountingWorker.turns[start : start + 3] for start in range(0, len(CountingWorker.turns), 3)]
     assert len(rounds) == bench.WARM_UP + 8
     assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
@@ -283,8 +283,8 @@ def test_a_turn_ends_when_threads_have_stopped_spinning(monkeypatch: pytest.Monk
 def test_on_a_gpu_copies_are_included_and_its_clocks_are_taken_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_Worker", CountingWorker)
     monkeypatch.setattr(hardware, "gpus", lambda: ([{"name": "NVIDIA H100", "clocks_sm_mhz": 1980.0}], ""))
-    entered = contenders([HERE / "a"], ["eager"], ["onnxruntime-cuda", "onnxruntime"])
-    result = bench.bench(entered, resolution=bench.Resolution.parse("32"), batches=(1, 4), rounds=1)
+    made = contenders([HERE / "a"], ["eager"], ["onnxruntime-cuda", "onnxruntime"])
+    result = bench.bench(made, resolution=bench.Resolution.parse("32"), batches=(1, 4), rounds=1)
     assert {each.contender: each.transfers for each in result.timings} == {
         "a, onnxruntime-cuda": "included",
         "a, onnxruntime": "none",

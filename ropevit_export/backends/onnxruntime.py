@@ -86,8 +86,8 @@ class OnnxRuntime:
             self._session = _session(onnxruntime, model, options, self._providers)
         else:
             self._session = self._accelerated(onnxruntime, model, options)
-        ends = [*self._session.get_inputs(), *self._session.get_outputs()]
-        if any(each.type == "tensor(bfloat16)" for each in ends):
+        tensors = [*self._session.get_inputs(), *self._session.get_outputs()]
+        if any(each.type == "tensor(bfloat16)" for each in tensors):
             raise BackendError(
                 f"ONNX Runtime's Python interface has no bfloat16 arrays, which {model.name} takes or gives: use "
                 "OpenVINO, or --io-precision fp32."

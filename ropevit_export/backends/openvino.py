@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _COMPUTE = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32", "fp8": "f32"}
 # What a CPU makes of a format, by the one it was asked for in: float16 and 8-bit floats are widened there, while the
 # hint for bfloat16 narrows what the graph keeps in float32.
-_LIFTS: dict[str, dict[str, str]] = {
+_PROMOTIONS: dict[str, dict[str, str]] = {
     "fp16": {"fp16": "fp32"},
     "bf16": {"fp32": "bf16"},
     "int8": {"fp16": "fp32"},
@@ -77,7 +77,7 @@ class OpenVino:
 class OpenVinoBuilder:
     """Writes IR (`.xml`, weights in a `.bin` beside it): OpenVINO starts from it without its ONNX reader.
 
-    Formats are the graph's; a device may widen what it has no arithmetic for, which `Plan.lifts` tells of a CPU.
+    Formats are the graph's; a device may widen what it has no arithmetic for, which `Plan.promotions` tells of a CPU.
     """
 
     runtime = "openvino"
@@ -111,7 +111,7 @@ class OpenVinoBuilder:
             layers=tuple(_layers(compiled.get_runtime_model())),
             built_with=self.version,
             targets=(),
-            lifts=_LIFTS.get(spec.precision, {}),
+            promotions=_PROMOTIONS.get(spec.precision, {}),
         )
 
     def runner(self, path: Path, precision: Precision) -> OpenVino:

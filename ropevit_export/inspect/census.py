@@ -51,11 +51,13 @@ class Census:
         """Counts as plain numbers."""
         return {name: asdict(count) for name, count in self.counts.items()}
 
-    def require(self, artifact: str, precision: Precision, lifts: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Raise BackendError where the artifact does not compute in what was asked for, or in what `lifts` says that a
-        device makes of it.
+    def require(
+        self, artifact: str, precision: Precision, promotions: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Raise BackendError where the artifact does not compute in what was asked for, or in what a device makes of it
+        (`values.Plan.promotions`).
         """
-        if self.faults or not self.counts[lifts.get(precision, precision)].products:
+        if self.faults or not self.counts[promotions.get(precision, precision)].products:
             reason = "; ".join(self.faults[:3]) or "no product runs in it"
             raise BackendError(
                 f"{artifact} was asked for in {precision}, but {len(self.faults)} products are not: {reason}."
@@ -68,8 +70,9 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
     census = Census()
     wanted: dict[str, set[str]] = {}
     policy = POLICIES.get(precision)
-    # With 16-bit ends what is kept higher stands between two casts, which a builder may take into the product.
-    ends = {_ONNX.get(value.dtype or ir.DataType.UNDEFINED, "") for value in graph.outputs}
+    # Operators kept in float32 have a Cast before and after; where inputs and outputs have 16 bits, a builder may take
+    # these casts into a product.
+    io_formats = {_ONNX.get(value.dtype or ir.DataType.UNDEFINED, "") for value in graph.outputs}
     # What 8-bit linear layers leave: patches, attention, the head.
     rest = precision if precision not in EIGHT_BITS else "fp16" if form == "portable" else "fp32"
     for node, place in places(graph).items():
@@ -89,7 +92,7 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
             allowed = {precision}
         else:  # on a CPU scores are in 8 bits where that pays
             allowed = {rest, precision} if form == "onnxruntime" and node.op_type == "MatMul" else {rest}
-        wanted[node.name or ""] = allowed | ends if kept else allowed
+        wanted[node.name or ""] = allowed | io_formats if kept else allowed
         if taken not in allowed:
             census.faults.append(f"{place} ({node.op_type}) runs in {taken}")
     for value in graph.initializers.values():

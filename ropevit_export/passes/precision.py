@@ -1,5 +1,5 @@
-"""The graph's own number format, inside and at its ends: what a runtime computes in is written in the graph, not asked
-for at build time.
+"""The graph's own number format, inside and of its inputs and outputs: what a runtime computes in is written in the
+graph, not asked for at build time.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class ToHalf(ir.passes.InPlacePass):
         return made
 
 
-class RetypeEnds(ir.passes.InPlacePass):
+class RetypeIo(ir.passes.InPlacePass):
     """Floating-point inputs and outputs take a format.
 
     A Cast between this format and the same inside falls away; where the graph goes on in another, one comes in.

@@ -27,7 +27,7 @@ KINDS = {name: np.dtype(FORMATS[name].numpy) for name in EIGHT_BITS}
 _ONE_SIDED = 0.5
 
 
-class Near:
+class LayerEditor:
     """Puts nodes before a layer's product, named after the layer."""
 
     def __init__(self, graph: ir.Graph, layer: Linear) -> None:
@@ -47,9 +47,9 @@ class Near:
         return self.put("DequantizeLinear", parts, name, dtype, axis=axis)
 
 
-def step_and_shift(given: Range, coding: Coding) -> tuple[float, int]:
+def step_and_shift(measured: Range, coding: Coding) -> tuple[float, int]:
     """The size of one step, and at which step the middle of the codes lies: 0 unless an int8 range is one-sided."""
-    low, high = given.ends
+    low, high = measured.ends
     largest = FORMATS[coding].largest
     if coding == "int8" and min(-low, high) < _ONE_SIDED * max(-low, high):
         step = (high - low) / (2 * largest - 1)  # rounding the shift may take half a step at either end
