@@ -63,3 +63,26 @@ class BundleError(RopevitError):
 
 class MatrixError(RopevitError):
     """Some bundles of a matrix were not built."""
+
+
+# What others say goes into one line of ours.
+_LIMIT = 300
+
+
+def first_line(said: object) -> str:
+    """The first line that is not empty of what a library raised or a program printed: the rest is a trace."""
+    return _lines(said)[0][:_LIMIT]
+
+
+def last_line(said: object) -> str:
+    """The last line that is not empty: where the reason stands below the places that it came through."""
+    return _lines(said)[-1][:_LIMIT]
+
+
+def with_kind(error: Exception) -> str:
+    """An error that nobody foresaw, whole, on one line, with its class: a KeyError's own text is only the key."""
+    return f"{type(error).__name__}: {' '.join(_lines(error))[:_LIMIT]}"
+
+
+def _lines(said: object) -> list[str]:
+    return [line.strip() for line in str(said).splitlines() if line.strip()] or ["no reason given"]

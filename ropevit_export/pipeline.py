@@ -160,9 +160,9 @@ def _add_engine(draft: Draft, source: Source, maker: Builder, cache: Path | None
     with stage(f"{maker.runtime} {io.resolution}", progress) as note:
         plan = engine_cache.build(maker, onnx, draft.weights.path, spec, path, cache)
         layers = draft.write_layers(onnx, maker.suffix, plan)
-        wanted = {node: {plan.lifts.get(name, name) for name in names} for node, names in source.products.items()}
+        wanted = {node: {plan.promotions.get(name, name) for name in names} for node, names in source.products.items()}
         counted = census.of_engine(plan.layers, wanted)
-        counted.require(path.name, request.precision, plan.lifts)
+        counted.require(path.name, request.precision, plan.promotions)
         if spec.require_fused_attention:
             fusion.require(path.name, onnx, plan.layers)
         size = sum(file.stat().st_size for file in plan.files)

@@ -37,7 +37,7 @@ def makers(request: Request) -> tuple[list[Builder], str | None]:
         calibration.pictures(request.calib)  # that there are any
     found, remark = builders(request.engines)
     if request.require_fused_attention and not found:
-        raise BackendError(f"--require-fused-attention is of engines, but {remark}.")
+        raise BackendError(f"--require-fused-attention needs an engine, but {remark}.")
     used = frozenset[str]().union(*(maker.options for maker in found))
     for name, flag in request.engine_flags.items():
         if found and name not in used:

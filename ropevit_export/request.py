@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ropevit_export.errors import UsageError
+from ropevit_export.formats import EIGHT_BITS
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.values import (
     DTYPES,
@@ -99,9 +100,9 @@ class EngineSpec:
 _PLAIN_OUTPUTS = tuple(kind for kind in OUTPUT_KINDS if kind != "features")
 ONE_IMAGE = Dim(min=1, opt=1, max=1)
 
-# The precisions whose graphs compute in a 16-bit format, and so may take and give it. With any other, what the host
-# rounds is computed in a format that could have held it.
-_COMPUTE_IN: dict[IoPrecision, tuple[Precision, ...]] = {"fp16": ("fp16", "int8", "fp8"), "bf16": ("bf16",)}
+# The precisions whose graphs compute in a 16-bit format, and so may take and give it. With any other the graph computes
+# in fp32, so rounding the input first only loses digits.
+_COMPUTE_IN: dict[IoPrecision, tuple[Precision, ...]] = {"fp16": ("fp16", *EIGHT_BITS), "bf16": ("bf16",)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,9 +199,9 @@ class Request:
         return {name: "--sm" if name == "targets" else f"--{name.replace('_', '-')}" for name in names}
 
     def _check_precision(self) -> None:
-        if self.precision in ("int8", "fp8") and self.calib is None:
+        if self.precision in EIGHT_BITS and self.calib is None:
             raise UsageError(f"--precision {self.precision} is measured on images of the job: give --calib DIR.")
-        if self.calib is not None and self.precision not in ("int8", "fp8"):
+        if self.calib is not None and self.precision not in EIGHT_BITS:
             raise UsageError(f"--calib is for int8 and fp8, but the precision is {self.precision}: leave one out.")
         if self.io_precision != "fp32" and self.precision not in _COMPUTE_IN[self.io_precision]:
             raise UsageError(

@@ -152,13 +152,13 @@ def in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress)
         passes.refuse_overflow(list(zip(probes, largest, strict=True)), rounded)
         top = int(np.argmax(largest))
         note(f"largest value {largest[top]:.3g} at {probes[top].place}")
-    ends = DTYPES[request.io_precision]
+    io_dtype = DTYPES[request.io_precision]
     if request.calib is None:
-        return {"portable": passes.convert(graph, request.precision, ends)}
+        return {"portable": passes.convert(graph, request.precision, io_dtype)}
     with stage(f"calibration {sample.resolution}", progress) as note:
         measured_on = calibration.feeds(request.calib, io, sample.resolution, sample.host, request.preprocess)
         coding: Coding = "int8" if request.precision == "int8" else "fp8"
-        both = passes.run_quantized(graph, coding, measured_on, Float32Graph, ends)
+        both = passes.run_quantized(graph, coding, measured_on, Float32Graph, io_dtype)
         draft.notes.append(f"8-bit ranges: {len(calibration.pictures(request.calib))} images of {_source(request)}")
         note(draft.notes[-1])
     forms: dict[Form, Graph] = {"portable": both.engines}

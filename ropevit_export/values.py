@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ropevit_export.errors import UsageError
+from ropevit_export.formats import FORMATS, IO_PRECISIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,9 +41,9 @@ OutputKind = Literal["logits", "pooled", "cls", "tokens", "features"]
 OUTPUT_KINDS: tuple[OutputKind, ...] = ("logits", "pooled", "cls", "tokens", "features")
 Pool = Literal["token", "avg", "map"]
 
-# As NumPy, torch and manifests call them.
-DTYPES: dict[str, Literal["float32", "float16", "bfloat16"]]
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+FloatName = Literal["float32", "float16", "bfloat16"]
+# As NumPy, torch and manifests call what graphs take and give.
+DTYPES: dict[str, FloatName] = {name: cast("FloatName", FORMATS[name].numpy) for name in IO_PRECISIONS}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -103,7 +104,8 @@ class Checkpoint:
     """Named tensors as a file holds them, and where they came from.
 
     `source` names a hub repository, a file (never its folder) or the random rule; `sha256` is of the file, of shards
-    together as `machine.shards.combined` says, or of the tensors' bytes where there is no file.
+    together as `machine.shards.combined` says, or of the tensors' bytes where there is no file. `seed`: what random
+    weights were drawn from.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -111,6 +113,7 @@ class Checkpoint:
     revision: str | None
     sha256: str
     trained: bool
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,17 +258,17 @@ class Profile:
 class Plan:
     """A built engine and what its builder said of it.
 
-    files    the engine, then what must lie beside it
-    layers   one JSON object a kernel (`backends.layer_report`)
-    lifts    formats that the device computes in another: an fp16 graph's products on a CPU are float32's
-    remark   why a second build may give other bytes; None where it does not
+    files       the engine, then what must lie beside it
+    layers      one JSON object a kernel (`backends.layer_report`)
+    promotions  formats that the device computes in another: an fp16 graph's products on a CPU are float32's
+    remark      why a second build may give other bytes; None where it does not
     """
 
     files: tuple[Path, ...]
     layers: tuple[Mapping[str, object], ...]
     built_with: str
     targets: tuple[str, ...]
-    lifts: Mapping[str, str] = field(default_factory=dict)
+    promotions: Mapping[str, str] = field(default_factory=dict)
     remark: str | None = None
 
 

@@ -7,11 +7,12 @@ import multiprocessing
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ropevit_export import cli
 from ropevit_export.backends.select import BUILDERS, RUNNERS
@@ -81,21 +82,63 @@ def timing(name: str, *milliseconds: float, batch: int = 1) -> Timing:
     )
 
 
-@pytest.mark.parametrize("suffix", plot.FORMATS)
-def test_a_picture_shows_every_contender_and_is_the_same_twice(tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("matplotlib.figure")
+@pytest.fixture
+def result() -> bench.Benchmark:
+    """Of two contenders, the first the faster, at two batch sizes."""
     timings = [timing(name, 10.0 * scale, 12.0 * scale, 300.0, batch=batch)
                for batch in (1, 8) for name, scale in (("ours", 1), ("eager & $co", 20))]  # fmt: skip
-    result = bench.Benchmark(
+    return bench.Benchmark(
         resolution=bench.Resolution.parse("32"), rounds=3, machine={"cores": 2}, timings=tuple(timings)
     )
+
+
+def test_a_picture_shows_every_round_of_every_contender(
+    result: bench.Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    colors = pytest.importorskip("matplotlib.colors")
+    figures: list[Any] = []
+    monkeypatch.setattr(matplotlib.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    plot.draw(result, tmp_path / "bench.png")
+    panels = {axes.get_xlabel(): axes for axes in figures[0].axes}
+    latencies = [f"batch {batch}: milliseconds, logarithmic, less is better" for batch in (1, 8)]
+    assert panels.keys() == {*latencies, "batch size"}
+    colours = {}
+    for label in latencies:
+        axes = panels[label]
+        assert [text.get_text() for text in axes.get_yticklabels()] == ["ours", "eager & $co"]
+        for row, times in enumerate([(10, 12, 300), (200, 240, 300)]):
+            dots = axes.collections[row]
+            assert sorted(dots.get_offsets()[:, 0]) == list(times)
+            assert np.abs(dots.get_offsets()[:, 1] - row).max() < 0.5
+            colours[row] = tuple(dots.get_facecolor()[0, :3])
+        assert "12 ms   1.20×" in axes.texts[0].get_text()
+    lines = panels["batch size"].get_lines()
+    assert [(line.get_label(), list(line.get_xdata()), list(line.get_ydata())) for line in lines] == [
+        ("ours", [1, 8], [1000 / 12, 8000 / 12]),
+        ("eager & $co", [1, 8], [1000 / 240, 8000 / 240]),
+    ]
+    assert [colors.to_rgb(line.get_color()) for line in lines] == [colours[0], colours[1]]
+    assert colours[0] != colours[1]
+
+
+@pytest.mark.parametrize("suffix", plot.FORMATS)
+def test_a_picture_is_what_its_name_says(result: bench.Benchmark, tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib.figure")
     paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
     for path in paths:
         plot.draw(result, path)
-    assert paths[0].stat().st_size > 5000
+    first, second = (path.read_bytes() for path in paths)
     if suffix == ".svg":
-        assert paths[0].read_bytes() == paths[1].read_bytes()
-        assert "<!-- eager &amp; $co -->" in paths[0].read_text()
+        assert first == second
+        assert "<!-- eager &amp; $co -->" in first.decode()
+    elif suffix == ".png":
+        assert first == second
+        pixels = np.asarray(Image.open(paths[0]).convert("RGB")).reshape(-1, 3)
+        for colour in plot._COLOURS[:2]:  # medians and lines have them pure
+            assert (pixels == list(bytes.fromhex(colour[1:]))).all(1).sum() > 100
+    else:
+        assert first.startswith(b"%PDF-")
 
 
 def test_a_picture_of_another_kind_is_refused_before_anything_is_timed(
@@ -216,8 +259,8 @@ class CountingWorker:
 
 def test_all_take_a_turn_in_every_round_and_warm_up_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_Worker", CountingWorker)
-    entered = contenders([HERE / name for name in "abc"], [], ["onnxruntime"])
-    result = bench.bench(entered, resolution=bench.Resolution.parse("32"), rounds=8)
+    made = contenders([HERE / name for name in "abc"], [], ["onnxruntime"])
+    result = bench.bench(made, resolution=bench.Resolution.parse("32"), rounds=8)
     rounds = [CountingWorker.turns[start : start + 3] for start in range(0, len(CountingWorker.turns), 3)]
     assert len(rounds) == bench.WARM_UP + 8
     assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
@@ -240,8 +283,8 @@ def test_a_turn_ends_when_threads_have_stopped_spinning(monkeypatch: pytest.Monk
 def test_on_a_gpu_copies_are_included_and_its_clocks_are_taken_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_Worker", CountingWorker)
     monkeypatch.setattr(hardware, "gpus", lambda: ([{"name": "NVIDIA H100", "clocks_sm_mhz": 1980.0}], ""))
-    entered = contenders([HERE / "a"], ["eager"], ["onnxruntime-cuda", "onnxruntime"])
-    result = bench.bench(entered, resolution=bench.Resolution.parse("32"), batches=(1, 4), rounds=1)
+    made = contenders([HERE / "a"], ["eager"], ["onnxruntime-cuda", "onnxruntime"])
+    result = bench.bench(made, resolution=bench.Resolution.parse("32"), batches=(1, 4), rounds=1)
     assert {each.contender: each.transfers for each in result.timings} == {
         "a, onnxruntime-cuda": "included",
         "a, onnxruntime": "none",

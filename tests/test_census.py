@@ -13,6 +13,7 @@ from ropevit_export import passes
 from ropevit_export.bundle import onnx_file
 from ropevit_export.errors import BackendError
 from ropevit_export.inspect import census
+from ropevit_export.passes.precision import POLICIES, Policy
 from ropevit_export.trace.export import trace
 from ropevit_export.values import Precision
 from tests.conftest import Case
@@ -47,6 +48,19 @@ def test_products_run_in_what_was_asked_but_for_what_the_policy_keeps(
     assert found.counts[precision].products == PRODUCTS - kept
     assert sum(count.products for count in found.counts.values()) == PRODUCTS == len(wanted)
     assert list(wanted.values()).count({"fp32"}) == (PRODUCTS if precision == "fp32" else kept)
+
+
+@pytest.mark.parametrize(
+    ("module", "kept"), [("blocks.0", 4), ("blocks.0.mlp", 2), ("blocks.0.mlp.fc1", 1), ("block", 0)]
+)
+def test_a_kept_module_is_kept_with_all_that_is_inside_it(
+    written: Callable[[Precision], Path], module: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is converted and what is counted follow one rule; attention's own products have no parameter."""
+    monkeypatch.setitem(POLICIES, "fp16", Policy(precision="fp16", keep={module: "for this test"}))
+    found, _ = census.of_graph(written("fp16"), "fp16")
+    found.require("model", "fp16")
+    assert (found.counts["fp32"].products, found.counts["fp16"].products) == (kept, PRODUCTS - kept)
 
 
 def test_bytes_are_those_of_the_weights(written: Callable[[Precision], Path]) -> None:

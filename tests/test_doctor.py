@@ -38,11 +38,20 @@ def test_what_is_here_is_tried_and_what_is_not_says_what_to_install(
 
 
 def test_for_people_it_is_two_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = doctor.Wanted(names=("not-a-package",), serves="nobody", install="pip install 'ropevit-export[quant]'")
+    monkeypatch.setattr(doctor, "PACKAGES", (doctor.PACKAGES[0], absent))
     monkeypatch.setattr(doctor, "trials", lambda: QUICK[:1])
     assert cli.run(["doctor", "-q"]) == 0
     text = capsys.readouterr().out
-    assert "pip install 'ropevit-export" in text or "tensorrt-cu13" in text  # brackets are no markup
-    assert "gpu  " in text
+    present, missing, backend = (
+        next(line.split() for line in text.splitlines() if name in line.split())
+        for name in ("torch", "not-a-package", "onnxruntime")
+    )
+    version = next(iter(doctor.packages()[0].versions.values()))
+    assert [word for word in present if word.isalnum() or word == version] == ["torch", version, "the", "reference"]
+    assert "pip install 'ropevit-export[quant]'" in " ".join(missing)  # brackets are no markup
+    assert {"onnxruntime", "runs", "yes"} <= set(backend)
+    assert text.count("gpu  ") == max(1, len(hardware.gpus()[0]))
 
 
 @pytest.mark.parametrize(

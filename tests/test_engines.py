@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,13 +23,16 @@ from ropevit_export.backends.select import builders
 from ropevit_export.backends.tensorrt import TensorRt
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.bundle import manifest
-from ropevit_export.errors import BackendError, UsageError
+from ropevit_export.errors import BackendError, ParityError, UsageError
 from ropevit_export.machine import gpu, hardware
 from ropevit_export.machine.gpu import Gpu
 from ropevit_export.request import EngineOptions, EngineSpec, Request, TimingCache
 from ropevit_export.values import Plan, Precision, Profile, Resolution
 from tests.conftest import HAS_BFLOAT16
 from tests.fakes import tensorrt as fake
+
+if TYPE_CHECKING:
+    from ropevit_export.values import Array, Arrays
 
 DIGITS = ["--model", "rope_mixed_deit_digits", "--res", "32"]
 HOPPER = Gpu(name="NVIDIA H100", driver="580.1", compute_capability="90")
@@ -198,19 +201,43 @@ def test_inspectors_in_an_unknown_form_are_errors() -> None:
         layer_report.from_json("no JSON")
 
 
-def test_a_tensorrt_engine_in_a_bundle_was_run_where_it_was_built(
-    use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class StandIn:
+    """In place of an engine on a GPU: takes the plan that was built, and answers as its graph does, off by a factor."""
+
+    def __init__(self, plan: Path, precision: Precision, factor: float) -> None:
+        assert plan.read_bytes().startswith(b"ftrt")
+        self._graph, self._factor = OnnxRuntime(plan.with_suffix(".onnx"), precision=precision), factor
+        self.describe = f"stand-in for {plan.name}"
+
+    def run(self, feeds: Arrays) -> dict[str, Array]:
+        return {name: answer * np.float32(self._factor) for name, answer in self._graph.run(feeds).items()}
+
+
+def built_by_tensorrt(use: Use, monkeypatch: pytest.MonkeyPatch, factor: float) -> Request:
     use()
-    monkeypatch.setattr(  # the graph answers in place of the engine
-        TensorRt, "runner", lambda self, path, precision: OnnxRuntime(path.with_suffix(".onnx"), precision=precision)
-    )
-    request = Request(
+    monkeypatch.setattr(TensorRt, "runner", lambda self, path, precision: StandIn(path, precision, factor))
+    return Request(
         model=find_model("rope_mixed_deit_digits"),
         resolutions=(Resolution.parse("32"),),
         engines=("tensorrt",),
         engine_options=EngineOptions(workspace=64),
     )
+
+
+def test_a_built_engine_is_compared_by_its_own_answers(
+    use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = built_by_tensorrt(use, monkeypatch, factor=1.1)
+    with pytest.raises(ParityError, match=r"^model-32\.engine"):
+        export(wrong, out=tmp_path / "out")
+    assert "stand-in for model-32.engine" in (tmp_path / "out.out-of-tolerance.md").read_text()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensorrt_engine_in_a_bundle_is_listed_with_how_it_was_built_and_compared(
+    use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = built_by_tensorrt(use, monkeypatch, factor=1.0)
     written = export(request, out=tmp_path / "out").manifest
     engine = written.artifacts[-1]
     assert (engine.kind, engine.path, engine.targets) == ("tensorrt", "model-32.engine", ("90",))
@@ -218,6 +245,7 @@ def test_a_tensorrt_engine_in_a_bundle_was_run_where_it_was_built(
     assert "a second build can differ" in str(engine.remark)
     assert {each.format: each.products for each in engine.census} == {"fp32": 1}
     assert [each.artifact for each in written.parity] == ["model-32.onnx", "model-32.engine"]
+    assert written.parity[-1].runtime == "stand-in for model-32.engine"
 
 
 def test_options_that_no_engine_uses_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def test_providers_give_pytorchs_answers(acceptance: ModuleType, backend: str, p
 def test_peers_run_on_the_gpu(acceptance: ModuleType, tmp_path: Path) -> None:
     usable("runs", "onnxruntime-cuda")
     acceptance.build(step(acceptance, tmp_path, backend="onnxruntime-cuda"))
-    entered = bench.contenders([tmp_path / "bundle"], ["eager", "compile", "plain"], ["onnxruntime-cuda"])
-    result = bench.bench(entered, rounds=3)
+    made = bench.contenders([tmp_path / "bundle"], ["eager", "compile", "plain"], ["onnxruntime-cuda"])
+    result = bench.bench(made, rounds=3)
     assert {each.transfers for each in result.timings} == {"included"}
     assert all("float16" in each.runtime or "fp16" in each.runtime for each in result.timings)
     assert result.gpus_under_load[0]["clocks_sm_mhz"]

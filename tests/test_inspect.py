@@ -220,7 +220,7 @@ def test_fused_attention_of_no_engine_is_an_error(
     assert "--engine none builds none" in capsys.readouterr().err
     monkeypatch.setattr("ropevit_export.backends.select.AUTO", ())
     assert cli.run([*options, "--out", str(tmp_path / "x")]) == 1
-    assert "--require-fused-attention is of engines, but no engine was built" in capsys.readouterr().err
+    assert "--require-fused-attention needs an engine, but no engine was built" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,8 +11,13 @@ import onnx_ir as ir
 import pytest
 
 from ropevit_export import cli
+from ropevit_export.bundle import manifest
 from ropevit_export.errors import InputError
+from ropevit_export.models.initial import random_checkpoint
+from ropevit_export.models.zoo import find_model
+from ropevit_export.values import Resolution
 from ropevit_export.verbs.by_layer import LayerError, by_layer, first_jump
+from ropevit_export.verbs.original import reference_of
 
 OPTIONS = ("--weights", "random", "--engine", "none", "-q")
 
@@ -86,3 +91,13 @@ def test_a_jump_is_out_of_proportion_to_everything_before() -> None:
 def test_other_weights_than_the_bundles_are_refused(bundle: Path) -> None:
     with pytest.raises(InputError, match=r"the bundle was made from weights .* give the file with --weights PATH"):
         by_layer(bundle, weights=str(Path(__file__).parents[1] / "ropevit_export/models/digits/weights.safetensors"))
+
+
+def test_random_weights_are_drawn_again_from_the_manifests_seed(bundle: Path) -> None:
+    """`revision` is text for readers."""
+    listed = manifest.read(bundle)
+    drawn = random_checkpoint(find_model(listed.model), 3)
+    entry = listed.weights.model_copy(update={"seed": 3, "revision": "the third draw", "sha256": drawn.sha256})
+    found = reference_of(listed.model_copy(update={"weights": entry}), Resolution.parse("32"))
+    theirs = drawn.tensors["patch_embed.proj.weight"].numpy()
+    assert np.array_equal(found.model.model.patch_embed.proj.weight.numpy(), theirs)

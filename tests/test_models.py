@@ -40,14 +40,40 @@ def test_the_reference_is_the_authors(case: str) -> None:
     np.testing.assert_allclose(ours, LOGITS[case], atol=1e-5)
 
 
+def transposed(weights: Weights) -> Weights:
+    """Of a RoPE-Swin, with x and y changed over in all that knows them: patches, frequencies and 2x2 merging."""
+    tensors = dict(weights.tensors)
+    for name, tensor in tensors.items():
+        if name == "patch_embed.proj.weight":
+            tensors[name] = tensor.transpose(2, 3)
+        elif name.endswith("rope_freqs"):
+            tensors[name] = tensor.flip(0)
+        elif ".downsample." in name:  # of channels from the upper left, lower left, upper right and lower right
+            tensors[name] = torch.cat([tensor.chunk(4, dim=-1)[corner] for corner in (0, 2, 1, 3)], dim=-1)
+    return Weights(tensors=tensors, classes=weights.classes)
+
+
 def test_non_square_swin_windows_follow_both_sides() -> None:
-    """This project's extension: at 224x448 a window has 7x14 tokens, and rotating the image must matter."""
-    spec, resolution = find_model("swin_rope_mixed_tiny"), Resolution(height=224, width=448)
-    weights = resize(spec, official_weights(spec.name), resolution)
-    model = reference.build(spec, weights, resolution, outputs_of(spec, "tokens"))
+    """This project's extension: at 224x448 a window has 7x14 tokens. No one has logits for it, so the transposed model
+    has to say the same of the transposed image, and the model as it is something else.
+    """
+    spec, wide, high = find_model("swin_rope_mixed_tiny"), Resolution.parse("224x448"), Resolution.parse("448x224")
+    weights, outputs = official_weights(spec.name), outputs_of(spec, "tokens")
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 448)).astype(np.float32)
-    assert reference.run(model, image)["tokens"].shape == (1, 7 * 14, 768)
-    assert model.model.layers[0].blocks[0].window_size == (7, 14)
+    turned = image.transpose(0, 1, 3, 2)
+    ours = reference.build(spec, resize(spec, weights, wide), wide, outputs)
+    theirs = reference.build(spec, resize(spec, transposed(weights), high), high, outputs)
+    unturned = reference.build(spec, resize(spec, weights, high), high, outputs)
+    windows = [
+        [{block.window_size for block in layer.blocks} for layer in each.model.layers] for each in (ours, theirs)
+    ]
+    assert windows == [[{(7, 14)}] * 4, [{(14, 7)}] * 4]
+    grid = reference.run(ours, image)["tokens"].reshape(7, 14, 768)
+    np.testing.assert_allclose(
+        reference.run(theirs, turned)["tokens"].reshape(14, 7, 768).transpose(1, 0, 2), grid, atol=1e-4
+    )
+    other = reference.run(unturned, turned)["tokens"].reshape(14, 7, 768).transpose(1, 0, 2)
+    assert np.abs(other - grid).max() > 0.1 * np.abs(grid).max()
 
 
 def test_a_resized_embedding_is_not_antialiased() -> None:

@@ -13,7 +13,7 @@ from onnx_ir.passes import common
 from ropevit_export.errors import PassError
 from ropevit_export.passes import apply, edit
 from ropevit_export.passes.patches import PatchesToDepth
-from ropevit_export.passes.precision import POLICIES, RetypeEnds, ToHalf
+from ropevit_export.passes.precision import POLICIES, RetypeIo, ToHalf
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
 from ropevit_export.passes.swin import MeanAfterHead, ScaleAfterProduct
@@ -108,19 +108,19 @@ def test_ends_take_a_format_without_a_cast_where_the_graph_computes_in_it(
     if form == "fp16":
         ToHalf(POLICIES["fp16"])(model)
     theirs = run(model, image=image.astype(np.float32))
-    assert RetypeEnds(ir.DataType.FLOAT16)(model).modified
+    assert RetypeIo(ir.DataType.FLOAT16)(model).modified
     common.CheckerPass(full_check=True)(model)
     assert kinds(model) == inside
     assert (model.graph.inputs[0].dtype, model.graph.outputs[0].dtype) == (ir.DataType.FLOAT16, ir.DataType.FLOAT16)
     assert [value.name for value in (*model.graph.inputs, *model.graph.outputs)] == ["image", "logits"]
     assert np.array_equal(run(model, image=image), theirs.astype(np.float16))
-    assert not RetypeEnds(ir.DataType.FLOAT16)(model).modified
+    assert not RetypeIo(ir.DataType.FLOAT16)(model).modified
 
 
 def test_ends_of_whole_numbers_stay(graph_of: Text) -> None:
     text = f"{HEADER} g (uint8[1,2] image) => (float[1,2] logits) {{ logits = Cast <to = 1> (image) }}"
     model = graph_of(text)
-    assert RetypeEnds(ir.DataType.FLOAT16)(model).modified
+    assert RetypeIo(ir.DataType.FLOAT16)(model).modified
     assert model.graph.inputs[0].dtype == ir.DataType.UINT8
     assert np.array_equal(run(model, image=np.uint8([[3, 4]])), np.float16([[3, 4]]))
 
@@ -342,3 +342,16 @@ def test_a_mean_that_something_else_reads_or_without_a_bias_stays(graph_of: Text
     plain = HEAD.replace("head_weight, head_bias)", "head_weight)")
     for text in (read, plain, HEAD.replace("keepdims = 0", "keepdims = 1")):
         assert not MeanAfterHead()(graph_of(text)).modified
+
+
+def test_a_constant_is_shared_only_with_its_equal(graph_of: Text) -> None:
+    graph = graph_of(PLAIN).graph
+    added = edit.constant(graph, "table", np.array([1.0, np.nan], np.float32))
+    assert edit.constant(graph, "table", np.array([1.0, np.nan], np.float32)) is added
+    assert edit.constant(graph, "scale", np.array([0.5], np.float32)) is graph.initializers["scale"]
+    with pytest.raises(PassError, match="adds the constant table, but the graph has other numbers under that name"):
+        edit.constant(graph, "table", np.array([2.0, np.nan], np.float32))
+    for other in (np.array([1.0, np.nan], np.float16), np.array([[1.0, np.nan]], np.float32)):
+        with pytest.raises(PassError, match="adds the constant table as .* the graph has it as float32 .2,."):
+            edit.constant(graph, "table", other)
+    assert list(graph.initializers) == ["scale", "table"]

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ropevit_export import cli
+from ropevit_export import cli, cubic
 from ropevit_export.bundle import positions
 from ropevit_export.errors import BundleError
 from ropevit_export.models.spec import ModelSpec
@@ -167,3 +167,13 @@ def test_one_loaded_bundle_serves_grids_of_as_many_tokens(bundle: Path) -> None:
         answers.append(model.run(image))
         assert np.array_equal(answers[-1], fresh)
     assert np.array_equal(answers[0], answers[2])
+
+
+def test_the_cubic_kernel_is_one_for_both_kinds_of_array() -> None:
+    """Keys, 1981, equation 4, written as its two branches."""
+    distance = np.random.default_rng(0).uniform(0, 3, 10_000)
+    a, s = -0.75, distance
+    inner, outer = (a + 2) * s**3 - (a + 3) * s**2 + 1, a * s**3 - 5 * a * s**2 + 8 * a * s - 4 * a
+    theirs = np.where(s < 1, inner, np.where(s < 2, outer, 0))
+    np.testing.assert_allclose(cubic.weight(distance), theirs, atol=1e-14)
+    assert np.array_equal(cubic.weight(torch.from_numpy(distance)).numpy(), cubic.weight(distance))

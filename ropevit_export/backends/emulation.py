@@ -15,12 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from ropevit_export.backends.onnxruntime import OnnxRuntime
-from ropevit_export.values import DTYPES
+from ropevit_export.formats import FORMATS, SIXTEEN_BITS
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays
 
-_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_HALVES = tuple(ir.DataType[FORMATS[name].onnx] for name in SIXTEEN_BITS)
 
 
 class Emulated:
@@ -32,7 +32,7 @@ class Emulated:
             ir.save(rounded(ir.load(model)), path, external_data="emulated.data")
             # A session's own optimisation may drop a pair of casts.
             self._session = OnnxRuntime(path, optimise=False)
-        self._rounded = DTYPES[precision]
+        self._rounded = FORMATS[precision].numpy
 
     @property
     def describe(self) -> str:

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes  # noqa: F401  makes bfloat16 a name that NumPy knows
+import ml_dtypes  # noqa: F401  makes bfloat16 and float8_e4m3fn names that NumPy knows
 import numpy as np
 
 from ropevit_export.errors import BackendError
+from ropevit_export.formats import FORMATS
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays
 
-# What a graph takes and gives, by TensorRT's names.
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "UINT8": "uint8"}
+# NumPy's names by TensorRT's.
+_DTYPES = {each.tensorrt: each.numpy for each in FORMATS.values()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

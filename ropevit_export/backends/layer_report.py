@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropevit_export.errors import BackendError
+from ropevit_export.formats import FORMATS
 
 _FIELDS = ("Name", "LayerType", "Inputs", "Constants", "Outputs", "TacticName", "StreamId", "Metadata")
 _FIELD = re.compile(rf"(?:^|, )({'|'.join(_FIELDS)}): ")
@@ -17,16 +18,9 @@ _TENSOR = re.compile(
 )
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 
-# How descriptions such as "Row major linear FP16 format" spell the types of the short form.
-_WORDS = {
-    "FP32": "Float",
-    "BF16": "BFloat16",
-    "FP16": "Half",
-    "FP8": "FP8",
-    "UINT8": "UInt8",
-    "INT8": "Int8",
-    "INT32": "Int32",
-}
+# The types of the short form by how descriptions such as "Row major linear FP16 format" spell them: as we do, in
+# capitals. The longest word first: UINT8 has INT8 in it.
+_WORDS = {each.name.upper(): each.report for each in sorted(FORMATS.values(), key=lambda each: -len(each.name))}
 Layer = dict[str, object]
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ropevit_export.errors import BackendError
+from ropevit_export.errors import BackendError, first_line
+from ropevit_export.formats import EIGHT_BITS
 from ropevit_export.machine import hardware
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ class OnnxRuntime:
             self._session = _session(onnxruntime, model, options, self._providers)
         else:
             self._session = self._accelerated(onnxruntime, model, options)
-        ends = [*self._session.get_inputs(), *self._session.get_outputs()]
-        if any(each.type == "tensor(bfloat16)" for each in ends):
+        tensors = [*self._session.get_inputs(), *self._session.get_outputs()]
+        if any(each.type == "tensor(bfloat16)" for each in tensors):
             raise BackendError(
                 f"ONNX Runtime's Python interface has no bfloat16 arrays, which {model.name} takes or gives: use "
                 "OpenVINO, or --io-precision fp32."
@@ -115,7 +116,7 @@ class OnnxRuntime:
         return f"ONNX Runtime {self._version}, {', '.join(self._providers)}, {self._computed()}{self._elsewhere()}"
 
     def _computed(self) -> str:
-        if self._precision in ("int8", "fp8"):
+        if self._precision in EIGHT_BITS:
             return f"{self._precision} linear layers{', weights as uint8 for want of VNNI' if self._as_uint8 else ''}"
         if self._precision != "fp32" and set(self._providers) <= {CPU, "OpenVINOExecutionProvider"}:
             return f"{self._precision} weights and values, computed mostly in float32: no proof against overflow"
@@ -143,7 +144,7 @@ class OnnxRuntime:
                 for name, answer in zip(names, self._session.run(names, dict(feeds)), strict=True)
             }
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed to run: {_line(error)}") from error
+            raise BackendError(f"ONNX Runtime failed to run: {first_line(error)}") from error
 
 
 def _session(onnxruntime: Any, model: Path, options: Any, providers: Sequence[str]) -> Any:
@@ -157,7 +158,7 @@ def _session(onnxruntime: Any, model: Path, options: Any, providers: Sequence[st
     try:
         return onnxruntime.InferenceSession(str(model), options, providers=chosen)
     except Exception as error:  # its exceptions share no base class
-        raise BackendError(f"ONNX Runtime refuses {model.name}: {_line(error)}") from error
+        raise BackendError(f"ONNX Runtime refuses {model.name}: {first_line(error)}") from error
 
 
 def _load_libraries(onnxruntime: Any, providers: Sequence[str]) -> None:
@@ -182,7 +183,7 @@ def _plugged_in(onnxruntime: Any, providers: Sequence[str]) -> set[str]:
             onnxruntime.register_execution_provider_library(wanted.name, plugin.get_library_path())
         except Exception as error:
             raise BackendError(
-                f"{wanted.package} can't be loaded{_reason(str(error)) or f': {_line(error)}'}."
+                f"{wanted.package} can't be loaded{_reason(str(error)) or f': {first_line(error)}'}."
             ) from error
         if wanted.name not in {each.ep_name for each in _devices(onnxruntime)}:
             raise BackendError(f"{wanted.package} finds no GPU that it can use.")
@@ -227,9 +228,9 @@ def _reason(said: str) -> str:
     """Of what ONNX Runtime printed, why a library could not be loaded, or its last error."""
     missing = re.findall(r"with error: ([^\n]*?)[\s')]*$", said, re.MULTILINE)
     if missing:
-        return f": {missing[-1][:300]}{_cure(missing[-1])}"
+        return f": {first_line(missing[-1])}{_cure(missing[-1])}"
     errors = re.findall(r"\[E:[^\n]*\] ([^\n]+)", said)
-    return f": {errors[-1].strip()[:300]}" if errors else ""
+    return f": {first_line(errors[-1])}" if errors else ""
 
 
 def _cure(missing: str) -> str:
@@ -241,7 +242,3 @@ def _cure(missing: str) -> str:
     if "libcu" in missing or "libnv" in missing:
         return ": pip install 'onnxruntime-gpu[cuda,cudnn]'"
     return ""
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]

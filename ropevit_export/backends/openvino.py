@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from ropevit_export.errors import BackendError
+from ropevit_export.errors import BackendError, last_line
+from ropevit_export.formats import EIGHT_BITS, FORMATS
 from ropevit_export.request import EngineSpec
 from ropevit_export.values import Plan, Precision
 
@@ -19,25 +20,15 @@ if TYPE_CHECKING:
 # What to compute in, by the graph's precision. Left to itself OpenVINO takes bfloat16 for a float32 graph where the CPU
 # has it; asked for float16 where it hasn't, it takes bfloat16 too, silently.
 _COMPUTE = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32", "fp8": "f32"}
-
-
 # What a CPU makes of a format, by the one it was asked for in: float16 and 8-bit floats are widened there, while the
 # hint for bfloat16 narrows what the graph keeps in float32.
-_LIFTS: dict[str, dict[str, str]] = {
+_PROMOTIONS: dict[str, dict[str, str]] = {
     "fp16": {"fp16": "fp32"},
     "bf16": {"fp32": "bf16"},
     "int8": {"fp16": "fp32"},
     "fp8": {"fp8": "fp32", "fp16": "fp32"},
 }
-_DTYPES = {
-    "f32": "Float",
-    "f16": "Half",
-    "bf16": "BFloat16",
-    "i8": "Int8",
-    "u8": "UInt8",
-    "i32": "Int32",
-    "i64": "Int64",
-}
+_REPORTED = {each.openvino: each.report for each in FORMATS.values()}
 
 
 class OpenVino:
@@ -53,7 +44,7 @@ class OpenVino:
             )
             taken = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         except Exception as error:  # RuntimeError of several kinds
-            raise BackendError(f"OpenVINO refuses {model.name}: {_last_line(error)}") from error
+            raise BackendError(f"OpenVINO refuses {model.name}: {last_line(error)}") from error
         if taken != wanted:
             raise BackendError(f"asked OpenVINO to compute {model.name} in {wanted}, {device} takes {taken}.")
         self._inputs = {each.get_any_name() for each in self._compiled.inputs}
@@ -61,7 +52,7 @@ class OpenVino:
         bfloat16 = [each for each in self._compiled.outputs if each.get_element_type().get_type_name() == "bf16"]
         self._bfloat16 = {each.get_any_name() for each in bfloat16}
         self._describe = f"OpenVINO {openvino.__version__.split('-')[0]}, {device}, computed in {taken}"
-        if precision in ("int8", "fp8"):
+        if precision in EIGHT_BITS:
             self._describe += f" around {precision} codes"
         if precision == "fp16":
             self._describe += ", float16 weights: no proof against overflow"
@@ -78,7 +69,7 @@ class OpenVino:
             found = self._compiled(dict(feeds))
             answers = {name: np.array(found[name]) for name in self._outputs}
         except Exception as error:
-            raise BackendError(f"OpenVINO failed to run: {_last_line(error)}") from error
+            raise BackendError(f"OpenVINO failed to run: {last_line(error)}") from error
         # it calls the bits of bfloat16 float16
         return answers | {name: answers[name].view(ml_dtypes.bfloat16) for name in self._bfloat16}
 
@@ -86,7 +77,7 @@ class OpenVino:
 class OpenVinoBuilder:
     """Writes IR (`.xml`, weights in a `.bin` beside it): OpenVINO starts from it without its ONNX reader.
 
-    Formats are the graph's; a device may widen what it has no arithmetic for, which `Plan.lifts` tells of a CPU.
+    Formats are the graph's; a device may widen what it has no arithmetic for, which `Plan.promotions` tells of a CPU.
     """
 
     runtime = "openvino"
@@ -114,13 +105,13 @@ class OpenVinoBuilder:
             hint = {"INFERENCE_PRECISION_HINT": _COMPUTE[spec.precision]}
             compiled = core.compile_model(str(path), "CPU", hint)
         except Exception as error:  # RuntimeError of several kinds
-            raise BackendError(f"OpenVINO failed to build {onnx.name}: {_last_line(error)}") from error
+            raise BackendError(f"OpenVINO failed to build {onnx.name}: {last_line(error)}") from error
         return Plan(
             files=(path, path.with_suffix(".bin")),
             layers=tuple(_layers(compiled.get_runtime_model())),
             built_with=self.version,
             targets=(),
-            lifts=_LIFTS.get(spec.precision, {}),
+            promotions=_PROMOTIONS.get(spec.precision, {}),
         )
 
     def runner(self, path: Path, precision: Precision) -> OpenVino:
@@ -152,7 +143,7 @@ def _tensor(value: Any, node: Any) -> dict[str, object]:
     return {
         "name": node.get_friendly_name(),
         "shape": [extent.get_length() if extent.is_static else "-1" for extent in value.get_partial_shape()],
-        "dtype": _DTYPES.get(kind, kind),
+        "dtype": _REPORTED.get(kind, kind),
         "format": "",
     }
 
@@ -168,8 +159,3 @@ def _library() -> Any:
 def devices() -> list[str]:
     """What OpenVINO can compile for here, such as CPU, GPU and NPU."""
     return list(_library().Core().available_devices)
-
-
-def _last_line(error: Exception) -> str:
-    """The reason stands below the places it came through."""
-    return str(error).strip().splitlines()[-1][:300]

@@ -15,6 +15,7 @@ from ropevit_export.backends.openvino import OpenVino, OpenVinoBuilder
 from ropevit_export.backends.tensorrt import TensorRt
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.errors import BackendError, UsageError
+from ropevit_export.formats import SIXTEEN_BITS
 
 BUILDERS: dict[str, Callable[[], Builder]] = {
     "tensorrt": TensorRt,
@@ -40,7 +41,7 @@ def checkers(model: Path, precision: str) -> Iterator[OnnxRuntime | Emulated]:
     """
     if precision != "bf16":
         yield OnnxRuntime(model, precision=precision)
-    if precision in ("fp16", "bf16"):
+    if precision in SIXTEEN_BITS:
         yield Emulated(model, precision=precision)
 
 

@@ -155,6 +155,7 @@ class Draft:
                 revision=checkpoint.revision,
                 sha256=checkpoint.sha256,
                 trained=checkpoint.trained,
+                seed=checkpoint.seed,
                 remark=None if checkpoint.trained else report.UNTRAINED,
             ),
             "preprocess": manifest.PreprocessEntry(**dataclasses.asdict(request.preprocess)),

@@ -28,12 +28,15 @@ class _Strict(BaseModel):
 
 
 class WeightsEntry(_Strict):
-    """`source`: a hub repository and file, a file's name, or "random". `remark`: UNTRAINED, if not `trained`."""
+    """`source`: a hub repository and file, a file's name, or "random", drawn from `seed`. `remark`: UNTRAINED, if not
+    `trained`.
+    """
 
     source: str
     revision: str | None
     sha256: str = Sha256
     trained: bool
+    seed: int | None = None
     remark: str | None
 
 

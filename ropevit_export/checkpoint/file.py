@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ropevit_export.errors import CheckpointError
+from ropevit_export.errors import CheckpointError, first_line
 from ropevit_export.machine import shards
 from ropevit_export.machine.files import sha256
 from ropevit_export.values import Checkpoint
@@ -65,7 +65,7 @@ def _read_file(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from error
     except Exception as error:  # damaged bytes lead torch's reader anywhere: IndexError, struct.error, AssertionError
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = first_line(error)
         if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to switch the safety off
             reason = "not a PyTorch file, or one that holds more than tensors and would run code when read"
         raise CheckpointError(f"{path} can't be read as a checkpoint, it is truncated or not one: {reason}") from error

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import HfFileMetadata
 
 from ropevit_export.checkpoint import file
-from ropevit_export.errors import CheckpointError, HubRefusedError, HubUnreachableError
+from ropevit_export.errors import CheckpointError, HubRefusedError, HubUnreachableError, first_line
 from ropevit_export.machine import shards
 from ropevit_export.machine.files import sha256
 from ropevit_export.models.spec import HubFile
@@ -135,11 +135,11 @@ def _download_file(candidate: HubFile, revision: str | None, found: HfFileMetada
     except HfHubHTTPError as error:
         raise _answered(candidate, error) from error
     except OSError as error:  # the body was shorter than announced, or the disk is full
-        raise CheckpointError(f"{name} did not arrive whole: {_line(error)} Run again to continue.") from error
+        raise CheckpointError(f"{name} did not arrive whole: {first_line(error)} Run again to continue.") from error
     except Exception as error:
         if not _is_transport(error):
             raise
-        raise CheckpointError(f"{name} did not arrive whole, the connection broke: {_line(error)}") from error
+        raise CheckpointError(f"{name} did not arrive whole, the connection broke: {first_line(error)}") from error
     if found.etag and _SHA256.fullmatch(found.etag) and found.etag != (ours := sha256(path)):
         path.resolve().unlink()
         path.unlink(missing_ok=True)
@@ -164,7 +164,3 @@ def _is_transport(error: Exception) -> bool:
     """No answer at all. The hub's HTTP library has changed twice; its connection errors keep these names."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"TransportError", "ConnectionError", "TimeoutError"})
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]

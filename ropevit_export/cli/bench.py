@@ -57,11 +57,11 @@ def bench(
     if picture is not None:
         plot.check(picture)
     resolution = Resolution.parse(res) if res else None
-    entered = benching.contenders(bundles, tuple(dict.fromkeys(peers)), tuple(dict.fromkeys(backends)))
+    contenders = benching.contenders(bundles, tuple(dict.fromkeys(peers)), tuple(dict.fromkeys(backends)))
     batches = batches or (1,)
-    stages = len(batches) * (len(entered) + benching.WARM_UP + rounds)
+    stages = len(batches) * (len(contenders) + benching.WARM_UP + rounds)
     with quiet_libraries(), progress_bar(stages, quiet=quiet) as progress:
-        result = benching.bench(entered, resolution=resolution, batches=batches, rounds=rounds, progress=progress)
+        result = benching.bench(contenders, resolution=resolution, batches=batches, rounds=rounds, progress=progress)
     text = json.dumps(result.as_json(), indent=2)
     if out is not None:
         out.write_text(text + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from ropevit_export.cli import recipes
 from ropevit_export.cli.options import ENGINES, channels, crop, list_of, one, target
 from ropevit_export.cli.terminal import progress_bar, show
 from ropevit_export.errors import UsageError
+from ropevit_export.formats import IO_PRECISIONS, PRECISIONS
 from ropevit_export.machine.process import quiet_libraries
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import find_model
@@ -65,14 +66,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
+    type=click.Choice(PRECISIONS),
     default="fp32",
     show_default=True,
     help="Number format of the graph itself.",
 )
 @click.option(
     "--io-precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
+    type=click.Choice(IO_PRECISIONS),
     default="fp32",
     show_default=True,
     help="Of floating-point inputs and outputs: fp32, or the 16-bit format that the graph computes in.",

@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ropevit_export.errors import BackendError
+from ropevit_export.formats import EIGHT_BITS, FORMATS, PRECISIONS
 from ropevit_export.inspect import kernels
 from ropevit_export.passes.places import places
 from ropevit_export.passes.precision import POLICIES
@@ -22,14 +23,8 @@ from ropevit_export.values import Form, Precision
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 _NOT_COMPUTED = frozenset({"Cast", "Constant", "Identity", "Shape", "QuantizeLinear", "DequantizeLinear"})
-_ONNX = {
-    ir.DataType.FLOAT: "fp32",
-    ir.DataType.FLOAT16: "fp16",
-    ir.DataType.BFLOAT16: "bf16",
-    ir.DataType.INT8: "int8",
-    ir.DataType.UINT8: "int8",
-    ir.DataType.FLOAT8E4M3FN: "fp8",
-}
+_ONNX = {ir.DataType[FORMATS[name].onnx]: name for name in PRECISIONS}
+_ONNX[ir.DataType.UINT8] = "int8"  # its codes, moved by 128
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,11 +51,13 @@ class Census:
         """Counts as plain numbers."""
         return {name: asdict(count) for name, count in self.counts.items()}
 
-    def require(self, artifact: str, precision: Precision, lifts: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Raise BackendError where the artifact does not compute in what was asked for, or in what `lifts` says that a
-        device makes of it.
+    def require(
+        self, artifact: str, precision: Precision, promotions: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Raise BackendError where the artifact does not compute in what was asked for, or in what a device makes of it
+        (`values.Plan.promotions`).
         """
-        if self.faults or not self.counts[lifts.get(precision, precision)].products:
+        if self.faults or not self.counts[promotions.get(precision, precision)].products:
             reason = "; ".join(self.faults[:3]) or "no product runs in it"
             raise BackendError(
                 f"{artifact} was asked for in {precision}, but {len(self.faults)} products are not: {reason}."
@@ -72,11 +69,12 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
     graph = ir.load(path).graph
     census = Census()
     wanted: dict[str, set[str]] = {}
-    kept = POLICIES[precision].keep if precision in POLICIES else {}
-    # With 16-bit ends what is kept higher stands between two casts, which a builder may take into the product.
-    ends = {_ONNX.get(value.dtype or ir.DataType.UNDEFINED, "") for value in graph.outputs}
+    policy = POLICIES.get(precision)
+    # Operators kept in float32 have a Cast before and after; where inputs and outputs have 16 bits, a builder may take
+    # these casts into a product.
+    io_formats = {_ONNX.get(value.dtype or ir.DataType.UNDEFINED, "") for value in graph.outputs}
     # What 8-bit linear layers leave: patches, attention, the head.
-    rest = precision if precision not in ("int8", "fp8") else "fp16" if form == "portable" else "fp32"
+    rest = precision if precision not in EIGHT_BITS else "fp16" if form == "portable" else "fp32"
     for node, place in places(graph).items():
         result = _ONNX.get(node.outputs[0].dtype or ir.DataType.UNDEFINED)
         if result is None or node.op_type in _NOT_COMPUTED:
@@ -87,13 +85,14 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
         taken = _multiplied(node)
         census.counts[taken].operations += 1
         census.counts[taken].products += 1
-        if place in kept:
+        kept = policy is not None and policy.keeps(node)
+        if kept:
             allowed = {"fp32"}
         elif _is_linear(node) and place != "head":
             allowed = {precision}
         else:  # on a CPU scores are in 8 bits where that pays
             allowed = {rest, precision} if form == "onnxruntime" and node.op_type == "MatMul" else {rest}
-        wanted[node.name or ""] = allowed | ends if place in kept else allowed
+        wanted[node.name or ""] = allowed | io_formats if kept else allowed
         if taken not in allowed:
             census.faults.append(f"{place} ({node.op_type}) runs in {taken}")
     for value in graph.initializers.values():

@@ -11,19 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ropevit_export.errors import BundleError
+from ropevit_export.formats import FORMATS
 
-# The builder's name of a number format: ours, and bytes of a value
-_FORMATS = {
-    "Float": ("fp32", 4),
-    "Half": ("fp16", 2),
-    "BFloat16": ("bf16", 2),
-    "Int8": ("int8", 1),
-    "FP8": ("fp8", 1),
-    "Int32": ("int32", 4),
-    "Int64": ("int64", 8),
-    "UInt8": ("uint8", 1),
-    "Bool": ("bool", 1),
-}
+# Our name of a number format and the bytes of a value, by the builder's name.
+_FORMATS = {each.report: (each.name, each.bytes) for each in FORMATS.values()}
 # Kernels that multiply; generated ones only move and combine, apart from fused attention.
 _MULTIPLYING = frozenset({"runtime_fusion", "gemm", "correlation"}) | {
     "FullyConnected", "Convolution", "MatMul", "Subgraph",  # OpenVINO

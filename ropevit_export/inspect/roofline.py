@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ropevit_export.errors import BundleError, UsageError
-
-_FORMATS = ("fp32", "fp16", "bf16", "int8", "fp8")
+from ropevit_export.formats import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +49,7 @@ def gpus() -> tuple[Gpu, ...]:
                 name=row["name"],
                 sm=row["sm"],
                 memory=float(row["memory_gb_s"]) * 1e9,
-                rates={name: float(row[name]) * 1e12 for name in _FORMATS if row[name]},
+                rates={name: float(row[name]) * 1e12 for name in PRECISIONS if row[name]},
                 source=row["source"],
             )
             for row in csv.DictReader(stream)

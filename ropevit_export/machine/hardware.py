@@ -8,6 +8,8 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+from ropevit_export.errors import first_line
+
 # What nvidia-smi is asked for, and the unit that it answers in.
 _GPU_FIELDS = {
     "name": "",
@@ -86,8 +88,7 @@ def gpus() -> tuple[list[dict[str, str | float]], str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         return [], f"nvidia-smi fails: {error}"
     if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines() or ["it says nothing"]
-        return [], f"nvidia-smi fails: {said[0]}"
+        return [], f"nvidia-smi fails: {first_line(done.stdout + done.stderr)}"
     return [_gpu(line) for line in done.stdout.splitlines() if line.strip()], ""
 
 

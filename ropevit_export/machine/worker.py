@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any, Concatenate, ParamSpec
 
+from ropevit_export.errors import last_line
 from ropevit_export.machine.process import Interrupted, interrupt, quiet_libraries
 
 PATIENCE = 15  # seconds that a child has to clear up after it was asked to stop
@@ -117,8 +118,7 @@ class Worker:
 
     def _last_line(self) -> str:
         self._printed.seek(0)
-        lines = self._printed.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return last_line(self._printed.read().decode(errors="replace") or "it said nothing")
 
 
 def serve() -> None:

@@ -43,6 +43,5 @@ def random_checkpoint(spec: ModelSpec, seed: int) -> Checkpoint:
             mean, std = _SPREAD.get(name.rsplit(".", 1)[-1], (0.0, fan_in**-0.5))
         tensors[name] = tensor.mul_(std).add_(mean)
         digest.update(tensor.numpy().data)
-    return Checkpoint(
-        tensors=tensors, source="random", revision=f"seed {seed}", sha256=digest.hexdigest(), trained=False
-    )
+    name, known_by = f"seed {seed}", digest.hexdigest()
+    return Checkpoint(tensors=tensors, source="random", revision=name, sha256=known_by, trained=False, seed=seed)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ropevit_export.formats import FORMATS, SIXTEEN_BITS
 from ropevit_export.parity import compare
 from ropevit_export.parity.tolerance import Tolerance
 from ropevit_export.values import IoSpec, Resolution
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ropevit_export.values import Array, Arrays
+
+_ROUNDED = tuple(FORMATS[name].numpy for name in SIXTEEN_BITS)
 
 
 class Runner(Protocol):
@@ -99,4 +102,4 @@ def _batches(io: IoSpec, count: int) -> list[int]:
 
 def _rounding(io: IoSpec) -> str:
     """The reference sees the images unrounded: what the graph's input takes from them is part of its error."""
-    return f", which the graph takes in {io.image.dtype}" if io.image.dtype in ("float16", "bfloat16") else ""
+    return f", which the graph takes in {io.image.dtype}" if io.image.dtype in _ROUNDED else ""

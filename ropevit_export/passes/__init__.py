@@ -18,7 +18,7 @@ from onnx_ir.passes import common
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
 from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.places import probed, refuse_overflow
-from ropevit_export.passes.precision import POLICIES, RetypeEnds, ToHalf
+from ropevit_export.passes.precision import POLICIES, RetypeIo, ToHalf
 from ropevit_export.passes.quantize.codes import Coding
 from ropevit_export.passes.quantize.cpu import QuantizeRows, QuantizeScores, split_heads
 from ropevit_export.passes.quantize.engines import QuantizeLinear
@@ -60,10 +60,10 @@ def simplify(graph: Graph) -> Graph:
     return graph
 
 
-def convert(graph: Graph, precision: Precision, ends: str = "float32") -> Graph:
+def convert(graph: Graph, precision: Precision, io_dtype: str = "float32") -> Graph:
     """A finished float32 graph to another precision, checked again. The graph given is used up.
 
-    `ends`: of floating-point inputs and outputs, float32 or the format that the graph then computes in.
+    `io_dtype`: of floating-point inputs and outputs, float32 or the format that the graph then computes in.
     """
     if precision == "fp32":
         return graph
@@ -71,7 +71,7 @@ def convert(graph: Graph, precision: Precision, ends: str = "float32") -> Graph:
     if precision == "fp16":  # in bfloat16 the convolution stays float32
         steps += [PatchesToDepth(), ScaleAfterProduct(), MeanAfterHead()]
     steps.append(common.DeduplicateHashedInitializersPass())  # rounding can make tensors equal
-    graph = _with_ends(apply(graph, steps), ends)
+    graph = _with_io_dtype(apply(graph, steps), io_dtype)
     verify(graph)
     return graph
 
@@ -94,7 +94,7 @@ def run_quantized(
     coding: Coding,
     feeds: Iterable[Arrays],
     load: Callable[[ir.Model], Session],
-    ends: str = "float32",
+    io_dtype: str = "float32",
 ) -> Quantized:
     """From the float32 graph that `simplify` gives, which is used up. `feeds`: what the graph takes, batch by batch;
     `load` makes a float32 model ready to run on them.
@@ -106,20 +106,21 @@ def run_quantized(
         fast = apply(fast, [FuseRotation(), common.RemoveUnusedNodesPass()])
         own = split_heads(fast.model, ranges)
         fast = apply(fast, [QuantizeRows(own), QuantizeScores(own), FuseAttention(), common.RemoveUnusedNodesPass()])
-        fast = _with_ends(fast, ends)
+        fast = _with_io_dtype(fast, io_dtype)
         verify(fast)
-    # Equal tensors become one before 8-bit weights are there: those keep zero points of their own (`codes.Near`).
+    # Equal tensors become one before 8-bit weights are there, which keep zero points of their own
+    # (`codes.LayerEditor.decoded`).
     engines = apply(graph, [ToHalf(POLICIES["fp16"]), PatchesToDepth(), *_clean(), QuantizeLinear(ranges, coding)])
-    engines = _with_ends(engines, ends)
+    engines = _with_io_dtype(engines, io_dtype)
     verify(engines)
     return Quantized(engines=engines, onnxruntime=fast)
 
 
-def _with_ends(graph: Graph, dtype: str) -> Graph:
-    """The graph with inputs and outputs in a format, as its `io` says from then on. Passes before see float32 ends."""
+def _with_io_dtype(graph: Graph, dtype: str) -> Graph:
+    """The graph with inputs and outputs in a format, as its `io` says from then on. Passes before see float32 ones."""
     if dtype == graph.io.dtype:
         return graph
-    graph = apply(graph, [RetypeEnds(ir.DataType.from_numpy(np.dtype(dtype)))])
+    graph = apply(graph, [RetypeIo(ir.DataType.from_numpy(np.dtype(dtype)))])
     return dataclasses.replace(graph, io=dataclasses.replace(graph.io, dtype=dtype))
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from ropevit_export.errors import PassError
+
 if TYPE_CHECKING:
     from ropevit_export.values import Array
 
@@ -29,12 +31,27 @@ def node(
 
 
 def constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """An initializer. By name: what several nodes share is there once."""
+    """An initializer. By name: what several nodes share is there once. Raises PassError where the name is taken by
+    another array.
+    """
     if name in graph.initializers:
-        return graph.initializers[name]
+        return _same(graph.initializers[name], array)
     tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
     value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))  # type: ignore[arg-type]
     graph.register_initializer(value)
+    return value
+
+
+def _same(value: ir.Value, wanted: Array) -> ir.Value:
+    """The initializer, which must hold this array to the bit."""
+    found = array_of(value)
+    if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
+        raise PassError(
+            f"a pass adds the constant {value.name} as {wanted.dtype} {wanted.shape}, the graph has it as "
+            f"{found.dtype} {found.shape}."
+        )
+    if found.tobytes() != wanted.tobytes():
+        raise PassError(f"a pass adds the constant {value.name}, but the graph has other numbers under that name.")
     return value
 
 

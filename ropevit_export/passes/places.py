@@ -104,5 +104,5 @@ def refuse_overflow(reached: Sequence[tuple[Probe, float]], precision: Precision
         if not largest * HEADROOM <= policy.largest:
             raise PassError(
                 f"{probe.place} ({probe.operation}) reaches {largest:.3g} on the samples, {policy.precision} ends at "
-                f"{policy.largest:.0f}: use --precision bf16 or fp32 for this model."
+                f"{policy.largest:g}: use --precision bf16 or fp32 for this model."
             )

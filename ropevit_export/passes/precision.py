@@ -1,5 +1,5 @@
-"""The graph's own number format, inside and at its ends: what a runtime computes in is written in the graph, not asked
-for at build time.
+"""The graph's own number format, inside and of its inputs and outputs: what a runtime computes in is written in the
+graph, not asked for at build time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ropevit_export.errors import PassError
+from ropevit_export.formats import FORMATS
 from ropevit_export.values import Precision
 
 
@@ -18,13 +19,25 @@ from ropevit_export.values import Precision
 class Policy:
     """What a 16-bit graph computes in its own format, and what it leaves in float32.
 
-    `largest`: what the format can hold. `keep`: prefixes of parameters whose operations stay float32, with the reason.
+    `keep`: modules whose operations stay float32, by name, with the reason.
     """
 
     precision: Precision
-    dtype: ir.DataType
-    largest: float
     keep: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> ir.DataType:
+        return ir.DataType[FORMATS[self.precision].onnx]
+
+    @property
+    def largest(self) -> float:
+        """What the format can hold."""
+        return FORMATS[self.precision].largest
+
+    def keeps(self, node: ir.Node) -> bool:
+        """Whether a node stays float32: one that reads a parameter of a kept module, or of a module inside it."""
+        names = [value.name or "" for value in node.inputs if value is not None and value.is_initializer()]
+        return any(name.startswith(f"{module}.") for name in names for module in self.keep)
 
 
 # What needs no exception, in either format: LayerNormalization computes mean and variance in float32 by its own
@@ -33,11 +46,9 @@ class Policy:
 # (2e-4 in float16, 2e-3 in bfloat16); tables of a graph of any size are computed in float32, up to where they meet the
 # image.
 POLICIES: dict[Precision, Policy] = {
-    "fp16": Policy(precision="fp16", dtype=ir.DataType.FLOAT16, largest=float(np.finfo(np.float16).max)),
+    "fp16": Policy(precision="fp16"),
     "bf16": Policy(
         precision="bf16",
-        dtype=ir.DataType.BFLOAT16,
-        largest=float(np.finfo(np.float32).max),
         keep={
             "embed": "ONNX has no bfloat16 convolution before opset 22",
             "head": "with 8 bits a logit, close classes become ties; one token's product costs nothing",
@@ -75,10 +86,8 @@ class ToHalf(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
     def _dtype(self, node: ir.Node, is_data: bool) -> ir.DataType:
-        """What a node computes in. An operation on a kept parameter keeps float32."""
-        names = [value.name or "" for value in node.inputs if value is not None and value.is_initializer()]
-        kept = any(name.startswith(f"{prefix}.") for name in names for prefix in self.policy.keep)
-        return self.policy.dtype if is_data and not kept else ir.DataType.FLOAT
+        """What a node computes in."""
+        return self.policy.dtype if is_data and not self.policy.keeps(node) else ir.DataType.FLOAT
 
     def _converted(
         self, graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]
@@ -102,7 +111,7 @@ class ToHalf(ir.passes.InPlacePass):
         largest = float(np.abs(array).max(initial=0.0))
         if largest > self.policy.largest:
             raise PassError(
-                f"{value.name} holds {largest:.3g}, {self.policy.precision} ends at {self.policy.largest:.0f}: use "
+                f"{value.name} holds {largest:.3g}, {self.policy.precision} ends at {self.policy.largest:g}: use "
                 "--precision bf16 or fp32 for this model."
             )
         name = f"{value.name}_{self.policy.precision}" if len(_users(value)) > 1 else value.name
@@ -114,7 +123,7 @@ class ToHalf(ir.passes.InPlacePass):
         return made
 
 
-class RetypeEnds(ir.passes.InPlacePass):
+class RetypeIo(ir.passes.InPlacePass):
     """Floating-point inputs and outputs take a format.
 
     A Cast between this format and the same inside falls away; where the graph goes on in another, one comes in.

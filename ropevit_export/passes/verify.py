@@ -7,7 +7,7 @@ from collections import Counter
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from ropevit_export.errors import PassError
+from ropevit_export.errors import PassError, first_line
 from ropevit_export.values import Graph
 
 # Control flow and scatters stop TensorRT; trigonometry means that a table was left to the runtime.
@@ -25,7 +25,7 @@ def verify(graph: Graph) -> None:
     try:
         common.CheckerPass(full_check=True)(model)
     except Exception as error:  # onnx raises several unrelated classes
-        raise PassError(f"onnx.checker refuses the graph: {str(error).strip().splitlines()[0]}") from error
+        raise PassError(f"onnx.checker refuses the graph: {first_line(error)}") from error
 
 
 def _operator_faults(model: ir.Model) -> list[str]:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ropevit_export import cubic
+
 if TYPE_CHECKING:
     from ropevit_export.values import Arrays, Factors, FloatArray
 
 # What names end in where every extent has rows of its own, extent n from row n(n - 1)/2.
 BY_EXTENT = "_by_extent"
-# Keys' coefficient, as PyTorch's bicubic interpolation has it.
-_A = -0.75
 
 
 def parts(factors: Sequence[Factors], pos_embed: FloatArray | None, *, by_extent: bool) -> dict[str, FloatArray]:
@@ -59,7 +59,7 @@ def fill(made: Arrays, rows: int, columns: int, prefix: int) -> dict[str, FloatA
         filled["sin"] = _behind_prefix(sin_x * cos_y + cos_x * sin_y, prefix, 0.0)
     if "pos_embed" in made:
         embed = made["pos_embed"]
-        y, x = (_cubic(extent, len(embed)) for extent in (rows, columns))
+        y, x = (_resizing(extent, len(embed)) for extent in (rows, columns))
         resized = np.einsum("rs,stw,ct->rcw", y, embed, x, optimize=True)
         filled["pos_embed"] = resized.reshape(rows * columns, -1).astype(np.float32)
     return filled
@@ -80,13 +80,11 @@ def _behind_prefix(grid_LRCAP: FloatArray, prefix: int, identity: float) -> Floa
     return table
 
 
-def _cubic(extent: int, side: int) -> npt.NDArray[np.float64]:
+def _resizing(extent: int, side: int) -> npt.NDArray[np.float64]:
     """(extent, side): bicubic resizing along one axis, `align_corners=False`, no antialiasing, edges repeated."""
     centre = (np.arange(extent) + 0.5) * side / extent - 0.5
     taps = np.floor(centre).astype(np.int64)[:, None] + np.arange(-1, 3)
     distance = np.abs(centre[:, None] - taps)
-    near, far = np.minimum(distance, 1), np.clip(distance, 1, 2)  # the kernel's two pieces are zero where they meet
-    weight = ((_A + 2) * near - (_A + 3)) * near**2 + 1 + ((_A * far - 5 * _A) * far + 8 * _A) * far - 4 * _A
     matrix = np.zeros((extent, side))
-    np.add.at(matrix, (np.arange(extent)[:, None], np.clip(taps, 0, side - 1)), weight)
+    np.add.at(matrix, (np.arange(extent)[:, None], np.clip(taps, 0, side - 1)), cubic.weight(distance))
     return matrix

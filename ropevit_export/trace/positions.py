@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ropevit_export import cubic
+
 if TYPE_CHECKING:
     from ropevit_export.values import Factors, Tables
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-# Keys' coefficient, as PyTorch's bicubic interpolation has it.
-_A = -0.75
 
 
 class TableBank(nn.Module):
@@ -119,15 +119,7 @@ class ResizedEmbedding(nn.Module):
         """(extent, side)."""
         scale = self.side / torch.scalar_tensor(extent, dtype=torch.float32)
         distance = (self.centres[:extent, None] * scale - 0.5 - self.taps).abs()
-        return _cubic(distance) @ self.edges
-
-
-def _cubic(distance: torch.Tensor) -> torch.Tensor:
-    """The kernel without a branch: its two pieces are zero where they meet, at distance 1, and beyond 2."""
-    near, far = distance.clamp(max=1.0), distance.clamp(1.0, 2.0)
-    inner = ((_A + 2) * near - (_A + 3)) * near * near + 1
-    outer = ((_A * far - 5 * _A) * far + 8 * _A) * far - 4 * _A
-    return inner + outer
+        return cubic.weight(distance) @ self.edges
 
 
 def _owners(pairs: Sequence[object]) -> list[int]:

@@ -24,7 +24,7 @@ import numpy as np
 
 from ropevit_export.backends.select import BUILDERS, ENGINES, ON_GPU, runner
 from ropevit_export.bundle import manifest
-from ropevit_export.errors import BackendError, RopevitError, UsageError
+from ropevit_export.errors import BackendError, RopevitError, UsageError, with_kind
 from ropevit_export.images.preprocess import normalise
 from ropevit_export.machine import hardware
 from ropevit_export.models.zoo import find_model
@@ -145,7 +145,7 @@ def _name(name: str, backend: str, backends: Sequence[str]) -> str:
 
 
 def bench(
-    entered: Sequence[Contender],
+    contenders: Sequence[Contender],
     *,
     resolution: Resolution | None = None,
     batches: Sequence[int] = (1,),
@@ -156,12 +156,12 @@ def bench(
 
     Raises RopevitError for a contender that can't run.
     """
-    size = resolution or load(entered[0].bundle).sizes[0]
+    size = resolution or load(contenders[0].bundle).sizes[0]
     facts = hardware.facts()  # before it is busy
     timings: list[Timing] = []
     loaded: list[dict[str, object]] = []
     for batch in batches:
-        times, gpus = _timed(entered, size, batch, rounds, progress)
+        times, gpus = _timed(contenders, size, batch, rounds, progress)
         timings += times
         loaded += [{"batch": batch, **each} for each in gpus]
     return Benchmark(
@@ -170,12 +170,12 @@ def bench(
 
 
 def _timed(
-    entered: Sequence[Contender], size: Resolution, batch: int, rounds: int, progress: Callable[[str], None]
+    contenders: Sequence[Contender], size: Resolution, batch: int, rounds: int, progress: Callable[[str], None]
 ) -> tuple[list[Timing], list[dict[str, str | float]]]:
     """Times, and the GPUs as they were when the last round had ended."""
-    times: list[list[float]] = [[] for _ in entered]
-    order, shuffle = list(range(len(entered))), random.Random(0).shuffle
-    with _workers(entered, size, batch, progress) as workers:
+    times: list[list[float]] = [[] for _ in contenders]
+    order, shuffle = list(range(len(contenders))), random.Random(0).shuffle
+    with _workers(contenders, size, batch, progress) as workers:
         for number in range(WARM_UP + rounds):
             progress(f"batch {batch}: round {number - WARM_UP + 1} of {rounds}" if number >= WARM_UP else "warm-up")
             shuffle(order)
@@ -183,7 +183,7 @@ def _timed(
                 milliseconds = workers[index].run()
                 if number >= WARM_UP:
                     times[index].append(milliseconds)
-        gpus = hardware.gpus()[0] if any(each.on_gpu for each in entered) else []
+        gpus = hardware.gpus()[0] if any(each.on_gpu for each in contenders) else []
         peaks = [worker.peak_mb() for worker in workers]
     timings = [
         Timing(
@@ -195,7 +195,7 @@ def _timed(
             first_milliseconds=tuple(times[0]),
             peak_mb=peak,
         )
-        for each, worker, mine, peak in zip(entered, workers, times, peaks, strict=True)
+        for each, worker, mine, peak in zip(contenders, workers, times, peaks, strict=True)
     ]
     return timings, gpus
 
@@ -251,11 +251,11 @@ class _Worker:
 
 @contextmanager
 def _workers(
-    entered: Sequence[Contender], size: Resolution, batch: int, progress: Callable[[str], None]
+    contenders: Sequence[Contender], size: Resolution, batch: int, progress: Callable[[str], None]
 ) -> Iterator[list[_Worker]]:
     workers: list[_Worker] = []
     try:
-        for each in entered:  # one after the other: loading takes all cores
+        for each in contenders:  # one after the other: loading takes all cores
             progress(f"load {each.name}")
             workers.append(_Worker(each, size, batch))
             workers[-1].wait_until_ready()
@@ -275,7 +275,7 @@ def _serve(contender: Contender, size: Resolution, batch: int, pipe: Connection)
     except RopevitError as error:
         pipe.send(error)
     except Exception as error:  # of a compiler or a GPU, anything
-        pipe.send(BackendError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+        pipe.send(BackendError(with_kind(error)))
 
 
 def _answer(contender: Contender, size: Resolution, batch: int, pipe: Connection) -> None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ropevit_export.backends.select import checkers
 from ropevit_export.bundle import golden, manifest
 from ropevit_export.errors import BundleError
+from ropevit_export.formats import EIGHT_BITS
 from ropevit_export.images.preprocess import normalise
 from ropevit_export.passes.places import block_values
 from ropevit_export.runtime import host_inputs
@@ -68,7 +69,7 @@ def by_layer(bundle: Path, *, weights: str | None = None) -> list[Layers]:
         theirs = reference_of(listed, size, weights).block_values(images.astype(np.float32))
         model = ir.load(bundle / artifact.path)
         values = {place: value for place, value in block_values(model.graph).items() if place in theirs}
-        if artifact.precision in ("int8", "fp8"):  # outliers were moved out of the norms, exactly
+        if artifact.precision in EIGHT_BITS:  # outliers were moved out of the norms, exactly
             values = {place: value for place, value in values.items() if ".norm" not in place}
         if not values:
             raise BundleError(f"{artifact.path} has no blocks that can be told apart: was it made by this package?")

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ropevit_export.errors import BackendError, RopevitError
+from ropevit_export.errors import BackendError, RopevitError, last_line, with_kind
 from ropevit_export.machine import hardware
 
 _SECONDS = 120
@@ -177,7 +177,7 @@ def tried(does: str, name: str) -> Backend:
 
 
 def _death(code: int, printed: str) -> str:
-    last = (printed.strip().splitlines() or ["it printed nothing"])[-1][:200]
+    last = last_line(printed or "it printed nothing")
     if code < 0:
         with suppress(ValueError):
             return f"its process was killed by {signal.Signals(-code).name}: {last}"
@@ -197,7 +197,7 @@ def answer(does: str, name: str) -> None:
     except RopevitError as error:
         said = (False, str(error))
     except Exception as error:  # of a broken library, anything
-        said = (False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        said = (False, with_kind(error))
     print(f"\n{json.dumps({'doctor': said})}", flush=True)
 
 

@@ -22,7 +22,7 @@ from ropevit_export import pipeline, planning
 from ropevit_export.bundle import staging
 from ropevit_export.bundle.manifest import Bundle
 from ropevit_export.bundle.resume import existing
-from ropevit_export.errors import BackendError, BundleError, RopevitError, UsageError
+from ropevit_export.errors import BackendError, BundleError, RopevitError, UsageError, last_line
 from ropevit_export.machine.worker import PATIENCE, Channel, Worker, WorkerDiedError
 from ropevit_export.request import Request
 from ropevit_export.stages import Progress
@@ -275,7 +275,6 @@ def _ray_outcome(ray: ModuleType, reference: Any, cell: Cell, seconds: float) ->
     try:
         found: Outcome = ray.get(reference)
     except ray.exceptions.RayError as error:  # the worker died, was out of memory, or lacks this package
-        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
         _clear_up(cell)
-        return Outcome(result="failed", reason=f"Ray: {reason}", exit_code=1, seconds=seconds)
+        return Outcome(result="failed", reason=f"Ray: {last_line(error)}", exit_code=1, seconds=seconds)
     return found

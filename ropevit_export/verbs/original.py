@@ -49,11 +49,10 @@ def reference_of(listed: manifest.Manifest, size: Resolution, weights: str | Non
 
     spec, entry = find_model(listed.model), listed.weights
     is_random = entry.source == "random"
-    seed = int((entry.revision or "seed 0").split()[-1]) if is_random else 0
     where = weights or ("random" if is_random else "pretrained")
     revision = entry.revision if where == "pretrained" and not spec.packaged else None
     request = Request(model=spec, resolutions=(size,), weights=where, revision=revision)
-    checkpoint = source.load(request, lambda: random_checkpoint(spec, seed))
+    checkpoint = source.load(request, lambda: random_checkpoint(spec, entry.seed or 0))
     if checkpoint.sha256 != entry.sha256:
         raise InputError(
             f"the bundle was made from weights {entry.sha256[:12]}… ({entry.source}), found {checkpoint.sha256[:12]}… "

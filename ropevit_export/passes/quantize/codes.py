@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401  makes float8_e4m3fn a name that NumPy knows
 import numpy as np
 import onnx_ir as ir
 
+from ropevit_export.formats import EIGHT_BITS, FORMATS
 from ropevit_export.passes import edit
 from ropevit_export.passes.linear import Linear
 from ropevit_export.passes.quantize.ranges import Range
@@ -21,13 +22,12 @@ if TYPE_CHECKING:
 
 Coding = Literal["int8", "fp8"]
 
-LARGEST = {"int8": 127, "fp8": 448}
-KINDS = {"int8": np.dtype(np.int8), "fp8": np.dtype(ml_dtypes.float8_e4m3fn)}
+KINDS = {name: np.dtype(FORMATS[name].numpy) for name in EIGHT_BITS}
 # A range is one-sided where its short side is less than this of its long one: Gelu's ends at -0.17.
 _ONE_SIDED = 0.5
 
 
-class Near:
+class LayerEditor:
     """Puts nodes before a layer's product, named after the layer."""
 
     def __init__(self, graph: ir.Graph, layer: Linear) -> None:
@@ -47,10 +47,10 @@ class Near:
         return self.put("DequantizeLinear", parts, name, dtype, axis=axis)
 
 
-def step_and_shift(given: Range, coding: Coding) -> tuple[float, int]:
+def step_and_shift(measured: Range, coding: Coding) -> tuple[float, int]:
     """The size of one step, and at which step the middle of the codes lies: 0 unless an int8 range is one-sided."""
-    low, high = given.ends
-    largest = LARGEST[coding]
+    low, high = measured.ends
+    largest = FORMATS[coding].largest
     if coding == "int8" and min(-low, high) < _ONE_SIDED * max(-low, high):
         step = (high - low) / (2 * largest - 1)  # rounding the shift may take half a step at either end
         return step, round((low + high) / 2 / step)
@@ -62,7 +62,7 @@ def weight_codes(weight_IO: Array, coding: Coding) -> tuple[Array, Array]:
 
     Codes follow the scales as rounded: small float16 numbers, such as LayerScale leaves, are coarse.
     """
-    largest, kind = LARGEST[coding], weight_IO.dtype
+    largest, kind = FORMATS[coding].largest, weight_IO.dtype
     peak_O = np.abs(weight_IO).max(0).astype(np.float64)
     exact_O = np.maximum(peak_O, peak_O.max() * 1e-6) / largest
     scale_O = exact_O.astype(kind)

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ropevit_export.formats import FORMATS
 from ropevit_export.passes import edit
 from ropevit_export.passes.attention import Attention, attentions, start_of_heads
 from ropevit_export.passes.linear import Linear, linear_layers
-from ropevit_export.passes.quantize.codes import LARGEST, Near, step_and_shift, weight_codes
+from ropevit_export.passes.quantize.codes import LayerEditor, step_and_shift, weight_codes
 from ropevit_export.passes.quantize.ranges import Range, Ranges
 
 # uint8 codes of the same steps are int8 codes and this.
 _MIDDLE = 128
-# Of what is less, Gelu gives less than any step of its results: 1.3e-4.
+# Gelu maps inputs below -4 to less than half a step of its results: to 1.3e-4 at most.
 _GELU_ENDS = -4.0
 # Below, 8-bit scores take as long as the Attention operator or longer: measured at 65, 197, 577 and 1025 tokens.
 _FEWEST_TOKENS = 128
@@ -65,7 +66,7 @@ class QuantizeRows(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(found))
 
     def _quantize(self, graph: ir.Graph, layer: Linear) -> None:
-        near, single = Near(graph, layer), ir.DataType.FLOAT
+        editor, single = LayerEditor(graph, layer), ir.DataType.FLOAT
         weight_IO = edit.array_of(layer.weight)
         codes_IO, scale_O = weight_codes(weight_IO, "int8")
         step, shift = step_and_shift(self.ranges[str(layer.x.name)], "int8")
@@ -75,30 +76,30 @@ class QuantizeRows(ir.passes.InPlacePass):
         bias_codes_O = np.clip(np.round(bias_O / bias_scale_O), -largest, largest).astype(np.int32)
         taken = [edit.constant(graph, f"{layer.x.name}.scale", np.asarray(step, np.float32)),
                  _zero(graph, _MIDDLE - shift)]  # fmt: skip
-        given = self._steps_of_result(graph, layer)
+        result_quant = self._steps_of_result(graph, layer)
 
-        rows = edit.integers(graph, [-1, len(weight_IO)] if given is None else [1, -1, 1, len(weight_IO)])
-        x = near.put("Reshape", [layer.x, rows], "rows", single)
-        x = near.put("QuantizeLinear", [x, *taken], "codes", ir.DataType.UINT8)
-        if given is not None:
-            x = near.put("Transpose", [x], "channels_first", ir.DataType.UINT8, perm=[0, 3, 1, 2])
+        rows = edit.integers(graph, [-1, len(weight_IO)] if result_quant is None else [1, -1, 1, len(weight_IO)])
+        x = editor.put("Reshape", [layer.x, rows], "rows", single)
+        x = editor.put("QuantizeLinear", [x, *taken], "codes", ir.DataType.UINT8)
+        if result_quant is not None:
+            x = editor.put("Transpose", [x], "channels_first", ir.DataType.UINT8, perm=[0, 3, 1, 2])
             codes_IO = codes_IO.T[:, :, None, None]  # (O, I, 1, 1)
-        x = near.put("DequantizeLinear", [x, *taken], "input", single)
-        weight = near.decoded("weight", codes_IO, scale_O, single, axis=1 if given is None else 0)
-        bias = near.decoded("bias", bias_codes_O, bias_scale_O, single, axis=0)
+        x = editor.put("DequantizeLinear", [x, *taken], "input", single)
+        weight = editor.decoded("weight", codes_IO, scale_O, single, axis=1 if result_quant is None else 0)
+        bias = editor.decoded("bias", bias_codes_O, bias_scale_O, single, axis=0)
         result, replaced = layer.result, [layer.product, *([layer.add] if layer.add is not None else [])]
-        if given is None:
-            y = near.put("Gemm", [x, weight, bias], "gemm", single)
-            y = near.put("Reshape", [y, _extents(graph, result, layer, near)], "result", single)
+        if result_quant is None:
+            y = editor.put("Gemm", [x, weight, bias], "gemm", single)
+            y = editor.put("Reshape", [y, _extents(graph, result, layer, editor)], "result", single)
         else:
             while (reshape := _only_reshape(result)) is not None:  # attention wants the codes of v as it reads them
                 result = reshape.outputs[0]
                 replaced.append(reshape)
-            y = near.put("Conv", [x, weight, bias], "conv", single, kernel_shape=[1, 1])
-            y = near.put("QuantizeLinear", [y, *given], "result_codes", ir.DataType.UINT8)
-            y = near.put("Transpose", [y], "channels_last", ir.DataType.UINT8, perm=[0, 2, 3, 1])
-            y = near.put("Reshape", [y, _extents(graph, result, layer, near)], "result_rows", ir.DataType.UINT8)
-            y = near.put("DequantizeLinear", [y, *given], "result", single)
+            y = editor.put("Conv", [x, weight, bias], "conv", single, kernel_shape=[1, 1])
+            y = editor.put("QuantizeLinear", [y, *result_quant], "result_codes", ir.DataType.UINT8)
+            y = editor.put("Transpose", [y], "channels_last", ir.DataType.UINT8, perm=[0, 2, 3, 1])
+            y = editor.put("Reshape", [y, _extents(graph, result, layer, editor)], "result_rows", ir.DataType.UINT8)
+            y = editor.put("DequantizeLinear", [y, *result_quant], "result", single)
         edit.rename_to(y, result)
         for node in reversed(replaced):
             graph.remove(node, safe=True)
@@ -159,7 +160,7 @@ class QuantizeScores(ir.passes.InPlacePass):
         def coded(x: ir.Value, which: str, zero: np.generic) -> tuple[ir.Value, list[ir.Value]]:
             """Codes, and what they are decoded with: step and zero point."""
             low, high = self.ranges[str(x.name)].ends
-            step = np.float32((max(-low, high) or 1.0) / LARGEST["int8"])
+            step = np.float32((max(-low, high) or 1.0) / FORMATS["int8"].largest)
             steps = [edit.constant(graph, f"{name}.{which}_scale", np.asarray(step)),
                      edit.constant(graph, f"zero_{zero.dtype}_{zero}", np.asarray(zero))]  # fmt: skip
             kind = ir.DataType.from_numpy(zero.dtype)
@@ -216,15 +217,15 @@ def _inputs_of_producer(value: ir.Value, kind: str) -> list[ir.Value]:
     return [] if node is None else [each for each in node.inputs if each is not None]
 
 
-def _extents(graph: ir.Graph, result: ir.Value, layer: Linear, near: Near) -> ir.Value:
+def _extents(graph: ir.Graph, result: ir.Value, layer: Linear, editor: LayerEditor) -> ir.Value:
     """What rows go back to: constant, or computed where more than one extent is the input's."""
     extents = list(result.shape or ())
     if extents and sum(not isinstance(each, int) for each in extents) <= 1:
         return edit.integers(graph, [each if isinstance(each, int) else -1 for each in extents])
     assert result is layer.result
     width = edit.integers(graph, [edit.array_of(layer.weight).shape[1]])
-    before = near.put("Shape", [layer.x], "extents_before", ir.DataType.INT64, end=-1)
-    return near.put("Concat", [before, width], "extents", ir.DataType.INT64, axis=0)
+    before = editor.put("Shape", [layer.x], "extents_before", ir.DataType.INT64, end=-1)
+    return editor.put("Concat", [before, width], "extents", ir.DataType.INT64, axis=0)
 
 
 def _only_reshape(value: ir.Value) -> ir.Node | None:

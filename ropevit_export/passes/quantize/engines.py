@@ -1,6 +1,6 @@
 """8-bit products, as Q/DQ where runtimes use it.
 
-Quantized: the products of `linear.py`, weights by output channel, and on a CPU (`quantize_cpu.py`) the scores of
+Quantized: the products of `linear.py`, weights by output channel, and on a CPU (`cpu.py`) the scores of
 attention and some results. Not quantized: attention in engines (TensorRT-RTX keeps its fused one with float16 queries),
 Softmax and the product of its probabilities (most are far below one step), LayerNorm, the rotation, what is added to
 the tokens, the patch convolution, the last layer.
@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from ropevit_export.passes import edit
 from ropevit_export.passes.linear import Linear, linear_layers
-from ropevit_export.passes.quantize.codes import KINDS, Coding, Near, step_and_shift, weight_codes
+from ropevit_export.passes.quantize.codes import KINDS, Coding, LayerEditor, step_and_shift, weight_codes
 from ropevit_export.passes.quantize.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -54,19 +54,19 @@ class QuantizeLinear(ir.passes.InPlacePass):
         codes_IO, scale_O = weight_codes(weight_IO, self.coding)
         step, shift = step_and_shift(self.ranges[str(layer.x.name)], self.coding)
         step = weight_IO.dtype.type(step)
-        x, near = layer.x, Near(graph, layer)
+        x, editor = layer.x, LayerEditor(graph, layer)
         if shift:
             centre = weight_IO.dtype.type(shift * step)
-            x = near.put("Sub", [x, edit.constant(graph, f"{name}.centre", np.asarray(centre))], "shifted", dtype)
+            x = editor.put("Sub", [x, edit.constant(graph, f"{name}.centre", np.asarray(centre))], "shifted", dtype)
             # Of the weights as coded: where x is 0, what was taken away and what comes back are the same and cancel.
             _add_to_bias(graph, layer, centre * (codes_IO.astype(np.float64) * scale_O).sum(0))
         steps = [
             edit.constant(graph, f"{name}.input_scale", np.asarray(step)),
             edit.constant(graph, f"zero_{self.coding}", np.zeros((), kind)),
         ]
-        x = near.put("QuantizeLinear", [x, *steps], "codes", ir.DataType.from_numpy(kind))
-        layer.product.replace_input_with(0, near.put("DequantizeLinear", [x, *steps], "input", dtype))
-        layer.product.replace_input_with(1, near.decoded("weight", codes_IO, scale_O, dtype, axis=1))
+        x = editor.put("QuantizeLinear", [x, *steps], "codes", ir.DataType.from_numpy(kind))
+        layer.product.replace_input_with(0, editor.put("DequantizeLinear", [x, *steps], "input", dtype))
+        layer.product.replace_input_with(1, editor.decoded("weight", codes_IO, scale_O, dtype, axis=1))
         edit.forget(graph, layer.weight)
 
 
