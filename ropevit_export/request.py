@@ -10,7 +10,7 @@ from typing import Literal
 
 from ropevit_export.errors import UsageError
 from ropevit_export.formats import EIGHT_BITS
-from ropevit_export.models.spec import ModelSpec
+from ropevit_export.models.spec import ModelSpec, Preprocess
 from ropevit_export.values import (
     DTYPES,
     OUTPUT_KINDS,
@@ -20,7 +20,6 @@ from ropevit_export.values import (
     Output,
     Pool,
     Precision,
-    Preprocess,
     Profile,
     Resolution,
     RopeMode,

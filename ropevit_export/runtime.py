@@ -20,8 +20,9 @@ from ropevit_export.backends.select import ENGINES, runner
 from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BackendError, BundleError, InputError
 from ropevit_export.images.preprocess import crop, in_format, normalise
+from ropevit_export.models.spec import Preprocess
 from ropevit_export.rope import inputs
-from ropevit_export.values import Preprocess, Resolution
+from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -35,8 +35,6 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 IoPrecision = Literal["fp32", "fp16", "bf16"]
 # portable: for engines, OpenVINO and others · onnxruntime: what ONNX Runtime's CPU provider is fast with
 Form = Literal["portable", "onnxruntime"]
-Interpolation = Literal["bicubic", "bilinear"]
-CropMode = Literal["center", "squash"]
 OutputKind = Literal["logits", "pooled", "cls", "tokens", "features"]
 OUTPUT_KINDS: tuple[OutputKind, ...] = ("logits", "pooled", "cls", "tokens", "features")
 Pool = Literal["token", "avg", "map"]
@@ -270,39 +268,3 @@ class Plan:
     targets: tuple[str, ...]
     promotions: Mapping[str, str] = field(default_factory=dict)
     remark: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Transform:
-    """What is done to an image before a model sees it.
-
-    crop       the size cut from the centre over the size that the short side is resized to
-    crop_mode  center: as `crop` says, keeping proportions · squash: both sides resized to the size itself
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: Interpolation
-    crop: float
-    crop_mode: CropMode = "center"
-
-    def __post_init__(self) -> None:
-        if not all(deviation > 0 for deviation in self.std):
-            raise UsageError(f"std {self.std} has a number that is not above 0: images are divided by it.")
-        if not 0 < self.crop <= 1:
-            raise UsageError(
-                f"crop {self.crop:g} is not above 0 and at most 1: it is the share of the side that is kept."
-            )
-
-    def __str__(self) -> str:
-        means, deviations = (",".join(f"{number:g}" for number in numbers) for numbers in (self.mean, self.std))
-        cut = "squash" if self.crop_mode == "squash" else f"crop {self.crop:.4g}"
-        return f"mean {means}, std {deviations}, {self.interpolation}, {cut}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Preprocess(Transform):
-    """A transform, and what the graph takes: with uint8 it normalises by itself."""
-
-    layout: Literal["NCHW", "NHWC"]
-    dtype: Literal["float32", "float16", "bfloat16", "uint8"]

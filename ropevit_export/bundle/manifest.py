@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ropevit_export.errors import BundleError
-from ropevit_export.values import CropMode, Interpolation, Output, Pool, TensorSpec
+from ropevit_export.models.spec import CropMode, Interpolation
+from ropevit_export.values import Output, Pool, TensorSpec
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ropevit_export.models.spec import ModelSpec
-from ropevit_export.values import Graph, Preprocess, RopeMode
+from ropevit_export.models.spec import ModelSpec, Preprocess
+from ropevit_export.values import Graph, RopeMode
 
 # Smaller tensors stay in the graph: shapes and axes, which parsers want to see.
 _SMALL = 1024

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ropevit_export.errors import UsageError
-from ropevit_export.values import CropMode
+from ropevit_export.models.spec import CropMode
 
 ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx", "openvino")
 BACKENDS = (

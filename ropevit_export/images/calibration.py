@@ -13,7 +13,8 @@ from PIL import Image
 from ropevit_export.errors import InputError
 from ropevit_export.images.files import BUILT_IN, DIGITS_FOLDER, image_files, opened
 from ropevit_export.images.preprocess import crop, normalise
-from ropevit_export.values import IoSpec, Preprocess, Resolution
+from ropevit_export.models.spec import Preprocess
+from ropevit_export.values import IoSpec, Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ropevit_export.values import Preprocess, Resolution, Transform
+from ropevit_export.models.spec import Preprocess, Transform
+from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, FloatArray

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ropevit_export.errors import UsageError
-from ropevit_export.values import Pool, Resolution, TensorSpec, Transform
+from ropevit_export.values import Pool, Resolution, TensorSpec
 
 # The module of `models` and the deploy form of `trace` that know a model's parameters and computation.
 Family = Literal["vit", "swin"]
@@ -17,6 +17,46 @@ PairLayout = Literal["adjacent", "half"]
 Mlp = Literal["gelu", "swiglu"]
 # Which of q, k and v have a bias in a checkpoint. "optional": q and v, if the file has them.
 QkvBias = Literal["qkv", "qv", "optional"]
+
+
+Interpolation = Literal["bicubic", "bilinear"]
+CropMode = Literal["center", "squash"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transform:
+    """What is done to an image before a model sees it.
+
+    crop       the size cut from the centre over the size that the short side is resized to
+    crop_mode  center: as `crop` says, keeping proportions · squash: both sides resized to the size itself
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation
+    crop: float
+    crop_mode: CropMode = "center"
+
+    def __post_init__(self) -> None:
+        if not all(deviation > 0 for deviation in self.std):
+            raise UsageError(f"std {self.std} has a number that is not above 0: images are divided by it.")
+        if not 0 < self.crop <= 1:
+            raise UsageError(
+                f"crop {self.crop:g} is not above 0 and at most 1: it is the share of the side that is kept."
+            )
+
+    def __str__(self) -> str:
+        means, deviations = (",".join(f"{number:g}" for number in numbers) for numbers in (self.mean, self.std))
+        cut = "squash" if self.crop_mode == "squash" else f"crop {self.crop:.4g}"
+        return f"mean {means}, std {deviations}, {self.interpolation}, {cut}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocess(Transform):
+    """A transform, and what the graph takes: with uint8 it normalises by itself."""
+
+    layout: Literal["NCHW", "NHWC"]
+    dtype: Literal["float32", "float16", "bfloat16", "uint8"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

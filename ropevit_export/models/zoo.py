@@ -11,8 +11,8 @@ import dataclasses
 import difflib
 
 from ropevit_export.errors import UsageError
-from ropevit_export.models.spec import Coordinates, HubFile, Mlp, ModelSpec, QkvBias, RopeKind, RopeSpec
-from ropevit_export.values import Pool, Transform
+from ropevit_export.models.spec import Coordinates, HubFile, Mlp, ModelSpec, QkvBias, RopeKind, RopeSpec, Transform
+from ropevit_export.values import Pool
 
 # size: width, blocks, heads
 _DEIT = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ropevit_export.images.preprocess import crop, in_format
-from ropevit_export.values import Preprocess, Resolution
+from ropevit_export.models.spec import Preprocess
+from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, FloatArray

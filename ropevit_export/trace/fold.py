@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from ropevit_export.values import Transform
+from ropevit_export.models.spec import Transform
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -15,9 +15,10 @@ from ropevit_export.bundle import golden, manifest
 from ropevit_export.errors import BundleError
 from ropevit_export.formats import EIGHT_BITS
 from ropevit_export.images.preprocess import normalise
+from ropevit_export.models.spec import Preprocess
 from ropevit_export.passes.places import block_values
 from ropevit_export.runtime import host_inputs
-from ropevit_export.values import Preprocess, Resolution
+from ropevit_export.values import Resolution
 from ropevit_export.verbs.original import reference_of
 
 # Rounding of one operation, over its result's rms: a block errs by several of them.

@@ -22,10 +22,11 @@ from ropevit_export.bundle import manifest
 from ropevit_export.errors import BundleError, InputError
 from ropevit_export.images.files import BUILT_IN, DIGITS_FOLDER, image_files, opened
 from ropevit_export.images.preprocess import crop, normalise
+from ropevit_export.models.spec import Preprocess
 from ropevit_export.models.zoo import DIGITS
 from ropevit_export.parity import samples
 from ropevit_export.runtime import artifacts, host_inputs, open_artifact
-from ropevit_export.values import Preprocess, Resolution
+from ropevit_export.values import Resolution
 from ropevit_export.verbs.original import reference_of
 
 if TYPE_CHECKING:
