@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -306,7 +305,6 @@ def test_a_bundle_is_timed_and_written_down(bundle: Path, tmp_path: Path, capsys
     assert timing["transfers"] == "none"
     assert printed["gpus_under_load"] == []
     assert printed["machine"]["cores"] >= 1
-    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize(
@@ -321,16 +319,15 @@ def test_what_a_contender_cannot_run_is_its_own_sentence(
 ) -> None:
     assert cli.run(["bench", str(bundle), "-q", *arguments]) == 1
     assert capsys.readouterr().err == f"error: {sentence}.\n"
-    assert multiprocessing.active_children() == []
 
 
 def test_a_contender_that_dies_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(worker: bench._Worker) -> float:
-        worker._process.kill()
+        worker._worker._process.kill()
         return float(worker._receive())
 
     monkeypatch.setattr(bench._Worker, "run", die)
-    with pytest.raises(bench.BackendError, match="small ended with exit code -9 without an answer"):
+    with pytest.raises(bench.BackendError, match="small ended by SIGKILL, was memory short?"):
         bench.bench(contenders([bundle], [], ["onnxruntime"]), rounds=1)
 
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import multiprocessing
 import random
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -27,6 +24,7 @@ from ropevit_export.bundle import manifest
 from ropevit_export.errors import BackendError, RopevitError, UsageError, with_kind
 from ropevit_export.images.preprocess import normalise
 from ropevit_export.machine import hardware
+from ropevit_export.machine.worker import PATIENCE, Channel, Worker, WorkerDiedError
 from ropevit_export.models.zoo import find_model
 from ropevit_export.parity import samples
 from ropevit_export.request import EngineSpec
@@ -205,11 +203,7 @@ class _Worker:
 
     def __init__(self, contender: Contender, size: Resolution, batch: int) -> None:
         self._contender = contender
-        self._pipe, theirs = multiprocessing.Pipe()
-        context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_serve, args=(contender, size, batch, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._worker = Worker(_serve, contender, size, batch)
         self.describe = ""
 
     def wait_until_ready(self) -> None:
@@ -217,33 +211,27 @@ class _Worker:
 
     def run(self) -> float:
         """Milliseconds."""
-        self._pipe.send("run")
+        self._worker.send("run")
         return float(self._receive())
 
     def peak_mb(self) -> int | None:
-        self._pipe.send("peak")
+        self._worker.send("peak")
         answer: int | None = self._receive()
         return answer
 
     def stop(self) -> None:
         """Ask politely: a killed process leaves what libraries hold outside it."""
-        with suppress(OSError):
-            self._pipe.send("stop")
+        self._worker.send("stop")
 
     def join(self) -> None:
-        self._process.join(timeout=10)
-        if self._process.is_alive():
-            self._process.kill()
+        self._worker.wait(PATIENCE)
+        self._worker.close()
 
     def _receive(self) -> Any:
         try:
-            answer = self._pipe.recv()
-        except EOFError as error:
-            self._process.join()
-            raise BackendError(
-                f"{self._contender.name} ended with exit code {self._process.exitcode} without an answer: "
-                "was memory short?"
-            ) from error
+            answer = self._worker.receive()
+        except WorkerDiedError as error:
+            raise BackendError(f"{self._contender.name} ended {error}") from error
         if isinstance(answer, RopevitError):
             raise type(answer)(f"{self._contender.name}: {answer}")
         return answer
@@ -267,26 +255,22 @@ def _workers(
             worker.join()
 
 
-def _serve(contender: Contender, size: Resolution, batch: int, pipe: Connection) -> None:
+def _serve(channel: Channel, contender: Contender, size: Resolution, batch: int) -> None:
     """The process of a contender: answers "run" with milliseconds and "peak" with MB."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     try:
-        _answer(contender, size, batch, pipe)
+        _answer(channel, contender, size, batch)
     except RopevitError as error:
-        pipe.send(error)
+        channel.say(error)
     except Exception as error:  # of a compiler or a GPU, anything
-        pipe.send(BackendError(with_kind(error)))
+        channel.say(BackendError(with_kind(error)))
 
 
-def _answer(contender: Contender, size: Resolution, batch: int, pipe: Connection) -> None:
+def _answer(channel: Channel, contender: Contender, size: Resolution, batch: int) -> None:
     describe, run = _prepare(contender, size, batch)
     run()
-    pipe.send(describe)
-    while (asked := pipe.recv()) != "stop":
-        if asked == "peak":
-            pipe.send(_peak_mb())
-            continue
-        pipe.send(turn(run))
+    channel.say(describe)
+    while (asked := channel.hear()) != "stop":
+        channel.say(_peak_mb() if asked == "peak" else turn(run))
 
 
 def turn(run: Run) -> float:
