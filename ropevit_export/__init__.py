@@ -1,4 +1,4 @@
-"""RoPE-ViT checkpoints to verified ONNX graphs and TensorRT engines.
+"""Checkpoints of rotary vision transformers to verified ONNX graphs and TensorRT engines.
 
 from ropevit_export import Request, Resolution, export, find_model
 

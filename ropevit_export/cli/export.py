@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME",
     callback=list_of(str),
-    help="Official, short or timm name; `ropevit-export models` lists them.",
+    help="Official, short or timm name, or a repository of the hub; `ropevit-export models` lists them.",
 )
 @click.option(
     "--res",
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     type=click.Choice(["baked", "dynamic", "inputs"]),
     default="baked",
     show_default=True,
-    help="Rotary tables: constants, one graph a size; or one graph for every size up to the largest (DeiT), where the "
-    "graph makes them (dynamic) or the host feeds them (inputs).",
+    help="Rotary tables: constants, one graph a size (baked); or one graph for every size up to the largest --res, "
+    "which makes its tables itself (dynamic) or is fed them by your program (inputs). Swin: baked only.",
 )
 @click.option(
     "--weights",
@@ -134,18 +134,24 @@ if TYPE_CHECKING:
 @click.option(
     "--pool",
     type=click.Choice(["token", "avg", "map"]),
-    help="What pooled and logits are of  [default: what the authors pool].",
+    help="What is pooled into the global feature and fed to the head: the class token, the mean over patches, or "
+    "attention pooling  [default: as the authors do].",
 )
-@click.option("--features-raw", is_flag=True, help="Features as they are, not through the final norm.")
-@click.option("--mean", metavar="R,G,B", callback=one(channels), help="Of a fine-tuned model's images, in 0 to 1.")
-@click.option("--std", metavar="R,G,B", callback=one(channels), help="The same.")
-@click.option("--interpolation", type=click.Choice(["bicubic", "bilinear"]), help="How its images are resized.")
+@click.option("--features-raw", is_flag=True, help="Features without the final norm.")
+@click.option(
+    "--mean",
+    metavar="R,G,B",
+    callback=one(channels),
+    help="Mean of the images that a fine-tuned model was trained on, 0 to 1: three numbers, or one for all.",
+)
+@click.option("--std", metavar="R,G,B", callback=one(channels), help="Their standard deviation.")
+@click.option("--interpolation", type=click.Choice(["bicubic", "bilinear"]), help="How they were resized.")
 @click.option(
     "--crop",
     metavar="RATIO|squash",
     callback=one(crop),
-    help="Cut from the centre, over the size resized to; or squash images to the size.  [default of all four: the "
-    "model's own, which `models` shows]",
+    help="Side of the centre crop over the side resized to; or squash: resize to the size, whatever the proportions. "
+    "[default of all four: the model's own, which `models --json` shows]",
 )
 @click.option("--pixels", is_flag=True, help="The graph takes raw uint8 NHWC pixels and normalises itself.")
 @click.option(
@@ -189,7 +195,7 @@ if TYPE_CHECKING:
 @click.version_option(package_name="ropevit-export")
 @click.pass_context
 def cli(ctx: click.Context, /, **options: Any) -> None:
-    """RoPE-ViT checkpoints to verified ONNX graphs and TensorRT engines.
+    """Checkpoints of rotary vision transformers to verified ONNX graphs and TensorRT engines.
 
     \b
     ropevit-export --model rope_mixed_deit_base --res 384
