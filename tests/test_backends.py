@@ -17,8 +17,10 @@ from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.bundle import onnx_file
 from ropevit_export.cli.options import ENGINES
 from ropevit_export.errors import BackendError, UsageError
+from ropevit_export.inspect import fusion, graph, kernels
+from ropevit_export.models import reference
 from ropevit_export.request import EngineSpec, Request
-from ropevit_export.trace.export import trace, trace_dynamic, trace_inputs
+from ropevit_export.trace.export import export_plain, trace, trace_dynamic, trace_inputs
 from ropevit_export.values import Dim, IoSpec, Plan, Precision, Profile, Resolution, RopeMode
 from tests.conftest import Case
 
@@ -244,6 +246,26 @@ def test_every_profile_of_one_engine_has_its_own_fused_attention(
     plan = build(rtx, tmp_path / "model.onnx", "fp16", targets=("89",), profiles=profiles)
     fused = [layer for layer in plan.layers if "mha" in str(layer["name"])]
     assert len(fused) == len(each.spec.blocks) * len(sizes)
+
+
+@pytest.mark.parametrize("model", ["dinov3_small", "dinov3_small_plus", "rope_mixed_deit_small"])
+def test_half_precision_moves_less_than_the_plain_export(
+    case: Make, model: str, rtx: TensorRtRtx, tmp_path: Path
+) -> None:
+    each = case(model, "256", "pooled")
+    ours, theirs = tmp_path / "ours.onnx", tmp_path / "plain.onnx"
+    written(each, ours, "fp16", Dim(min=1, opt=1, max=1))
+    module = reference.build(each.spec, each.sized, each.resolution, each.io("pooled").outputs).half()
+    export_plain(module, each.images[:1], theirs, ["pooled"])
+    moved = []
+    for path in (ours, theirs):
+        found = kernels.of_layers(build(rtx, path, "fp16", targets=("89",)).layers)
+        nodes = graph.named(path)
+        assert len(nodes.attentions) == len(each.spec.blocks)
+        assert fusion.not_fused(found, nodes.attentions, nodes.products) == ()
+        moved.append(kernels.traffic(found))
+    assert [each.unknown for each in moved] == [0, 0]
+    assert moved[0].total < 0.95 * moved[1].total
 
 
 def test_an_engine_built_twice_is_the_same(case: Make, rtx: TensorRtRtx, tmp_path: Path) -> None:

@@ -236,18 +236,20 @@ def test_metas_periods_win_over_the_formula_and_zero_biases_are_left_out(tmp_pat
     )
 
 
-def planted(folder: Path, name: str, factor: float) -> tuple[str, str]:
+def planted(folder: Path, name: str, factor: float, model: str = "dinov3_small") -> tuple[str, str]:
     """Options for the seeded weights of two blocks with one tensor enlarged."""
-    tensors = dict(random_checkpoint(find_model("dinov3_small"), seed=0).tensors)
+    tensors = dict(random_checkpoint(find_model(model), seed=0).tensors)
     torch.save(tensors | {name: tensors[name] * factor}, folder / "planted.pth")
     return "--weights", str(folder / "planted.pth")
 
 
 @pytest.mark.usefixtures("shallow")
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_registers_a_thousand_times_the_rest_stay_finite_in_16_bits(precision: str, tmp_path: Path) -> None:
-    weights = planted(tmp_path, "reg_token", 1e3)
-    out = export("dinov3_small", tmp_path / "out", "--res", "64", "--precision", precision, "--output",
+@pytest.mark.parametrize(
+    ("model", "precision"), [("dinov3_small", "fp16"), ("dinov3_small_plus", "fp16"), ("dinov3_small", "bf16")]
+)
+def test_registers_a_thousand_times_the_rest_stay_finite_in_16_bits(model: str, precision: str, tmp_path: Path) -> None:
+    weights = planted(tmp_path, "reg_token", 1e3, model)
+    out = export(model, tmp_path / "out", "--res", "64", "--precision", precision, "--output",
                  "cls,tokens", *weights)  # fmt: skip
     listed = manifest.read(out)
     rounded = [entry for entry in listed.parity if "every result rounded" in entry.runtime]

@@ -35,7 +35,8 @@ def test_a_right_graph_has_no_jump(model: str, options: tuple[str, ...], blocks:
     assert cli.run(["--model", model, *OPTIONS, *options, "--out", str(tmp_path / "b")]) == 0
     for each in by_layer(tmp_path / "b"):
         assert each.jump is None, each.sentence()
-        assert len(each.errors) == 4 * blocks
+        values = 2 if "fp16" in options else 4  # norms are behind their products
+        assert len(each.errors) == values * blocks
         assert all(0 < layer.error < 0.1 for layer in each.errors)
 
 

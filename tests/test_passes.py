@@ -11,15 +11,18 @@ import pytest
 from onnx_ir.passes import common
 
 from ropevit_export.errors import PassError
-from ropevit_export.passes import apply, edit
+from ropevit_export.passes import apply, edit, simplify
+from ropevit_export.passes.heads import HeadsFirst
+from ropevit_export.passes.norms import ScaleAfterProduct
 from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.precision import POLICIES, RetypeIo, ToHalf
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
-from ropevit_export.passes.swin import MeanAfterHead, ScaleAfterProduct
+from ropevit_export.passes.swin import MeanAfterHead
 from ropevit_export.passes.verify import verify
+from ropevit_export.trace.export import trace
 from ropevit_export.values import Dim, Graph, IoSpec, Resolution
-from tests.conftest import LOGITS
+from tests.conftest import LOGITS, Case
 
 Text = Callable[[str], ir.Model]
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
@@ -299,15 +302,87 @@ def test_a_merge_scales_after_its_product(graph_of: Text, scale: float, offset: 
     assert not ScaleAfterProduct()(model).modified
 
 
-def test_a_product_with_a_bias_or_a_norm_with_other_readers_stays(graph_of: Text) -> None:
-    for change in (
-        ("pairs = Reshape (product, rows)", "sum = Add (product, back_bias)\n    pairs = Reshape (sum, rows)"),
-        ("product = MatMul (norm, down_weight)", "twice = Add (norm, norm)\n    product = MatMul (twice, down_weight)"),
-    ):
-        text = MERGE.replace(*change).replace("int64[4] rows", "float[4] back_bias = {1, 1, 1, 1}, int64[4] rows")
-        model = graph_of(text % ", ".join(["1"] * 32))
-        common.ShapeInferencePass()(model)
-        assert not ScaleAfterProduct()(model).modified
+NORM = (
+    HEADER
+    + """
+g (float[1,6,8] image) => (float[1,6,12] logits) <
+  float[8] gain = {1, 2, 0.5, 1, 1, 3, 1, 1}, float[8] shift = {0.5, 0, 0, -1, 0, 0, 2, 0},
+  float[8,12] gate_weight = {%s}, float[8,12] value_weight = {%s},
+  float[12] gate_bias = {1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6}> {
+    norm = LayerNormalization <axis = -1, epsilon = 0.001> (image, gain, shift)
+    product = MatMul (norm, gate_weight)
+    gate = Add (product, gate_bias)
+    logits = Mul (gate, gate)
+}"""
+)
+GATED = ("logits = Mul (gate, gate)", "value = MatMul (norm, value_weight)\n    logits = Mul (gate, value)")
+
+
+def norm_graph(graph_of: Text, *changes: tuple[str, str]) -> ir.Model:
+    numbers = np.random.default_rng(0).standard_normal((2, 96))
+    text = NORM
+    for change in changes:
+        assert change[0] in text
+        text = text.replace(*change)
+    model = graph_of(text % tuple(", ".join(f"{each:.8f}" for each in row) for row in numbers))
+    return common.ShapeInferencePass()(model).model
+
+
+@pytest.mark.parametrize("changes", [(), (GATED,), (("= Add (product, gate_bias)", "= Neg (product)"),)])
+def test_a_norm_moves_behind_its_products(graph_of: Text, changes: tuple[tuple[str, str], ...]) -> None:
+    model = norm_graph(graph_of, *changes)
+    image = (np.random.default_rng(1).standard_normal((1, 6, 8)) * 5 + 2).astype(np.float32)
+    theirs = run(model, image=image)
+    assert ScaleAfterProduct()(model).modified
+    common.CheckerPass(full_check=True)(model)
+    assert "LayerNormalization" not in kinds(model)
+    ours = run(model, image=image)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+    (raw,) = (node for node in model.graph if node.op_type == "MatMul" and node.inputs[0] is model.graph.inputs[0])
+    # No product is larger than the largest input.
+    weight = raw.inputs[1]
+    assert weight is not None
+    assert 0.5 < np.abs(edit.array_of(weight)).sum(0).max() <= 1
+    assert not ScaleAfterProduct()(model).modified
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ((GATED[0], GATED[1].replace("value_weight", "gate_weight")),),
+        (GATED, ("(float[1,6,8] image) => (float[1,", "(float[4,6,8] image) => (float[4,")),
+    ],
+    ids=["a weight of two products", "a gate in a batch of four"],
+)
+def test_a_norm_stays(graph_of: Text, changes: tuple[tuple[str, str], ...]) -> None:
+    assert not ScaleAfterProduct()(norm_graph(graph_of, *changes)).modified
+
+
+def test_a_norm_with_other_readers_stays(graph_of: Text) -> None:
+    text = MERGE.replace("= MatMul (norm, ", "= MatMul (twice, ").replace(
+        "product =", "twice = Add (norm, norm)\n    product ="
+    )
+    model = common.ShapeInferencePass()(graph_of(text % ", ".join(["1"] * 32))).model
+    assert not ScaleAfterProduct()(model).modified
+
+
+@pytest.mark.parametrize("model", ["deit_small", "rope_axial_deit_small", "rope_mixed_deit_small"])
+def test_heads_come_first(case: Callable[..., Case], model: str) -> None:
+    each = case(model, "32")
+    graph = simplify(trace(each.spec, each.sized, each.tables, each.io()))
+    theirs = run(graph.model, image=each.images[:1])
+    assert HeadsFirst()(graph.model).modified
+    common.RemoveUnusedNodesPass()(graph.model)
+    common.CheckerPass(full_check=True)(graph.model)
+    orders = [list(node.attributes["perm"].as_ints()) for node in graph.model.graph if node.op_type == "Transpose"]
+    assert orders.count([2, 0, 3, 1, 4]) == len(each.spec.blocks)
+    np.testing.assert_allclose(run(graph.model, image=each.images[:1]), theirs, atol=1e-5 * np.abs(theirs).max())
+    assert not HeadsFirst()(graph.model).modified
+
+
+def test_heads_stay_where_scores_have_a_bias(case: Callable[..., Case]) -> None:
+    each = case("swin_tiny", "64")
+    assert not HeadsFirst()(simplify(trace(each.spec, each.sized, each.tables, each.io())).model).modified
 
 
 HEAD = (

@@ -16,6 +16,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
+from ropevit_export.passes.heads import HeadsFirst
+from ropevit_export.passes.norms import ScaleAfterProduct
 from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.places import probed, refuse_overflow
 from ropevit_export.passes.precision import POLICIES, RetypeIo, ToHalf
@@ -25,7 +27,7 @@ from ropevit_export.passes.quantize.engines import QuantizeLinear
 from ropevit_export.passes.quantize.ranges import Session, balance, calibrate
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
-from ropevit_export.passes.swin import MeanAfterHead, ScaleAfterProduct
+from ropevit_export.passes.swin import MeanAfterHead
 from ropevit_export.passes.verify import verify
 from ropevit_export.values import Graph, PassRecord, Precision
 
@@ -69,8 +71,8 @@ def convert(graph: Graph, precision: Precision, io_dtype: str = "float32") -> Gr
         return graph
     steps: list[ir.passes.PassBase] = [ToHalf(POLICIES[precision])]
     if precision == "fp16":  # in bfloat16 the convolution stays float32
-        steps += [PatchesToDepth(), ScaleAfterProduct(), MeanAfterHead()]
-    steps.append(common.DeduplicateHashedInitializersPass())  # rounding can make tensors equal
+        steps += [PatchesToDepth(), ScaleAfterProduct(), HeadsFirst(), MeanAfterHead()]
+    steps += _clean()  # rounding can make tensors equal
     graph = _with_io_dtype(apply(graph, steps), io_dtype)
     verify(graph)
     return graph

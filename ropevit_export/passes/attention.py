@@ -27,11 +27,10 @@ class FuseRotation(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [_rotation(node) for node in model.graph if node.op_type == "Neg"]
+        found = [each for each in rotations(model) if each.is_constant]
         for each in found:
-            if each is not None:
-                _fuse_rotation(model.graph, each)
-        return _result(model, modified=any(each is not None for each in found))
+            _fuse_rotation(model.graph, each)
+        return _result(model, modified=bool(found))
 
 
 class FuseAttention(ir.passes.InPlacePass):
@@ -66,13 +65,26 @@ def attentions(model: ir.Model) -> list[Attention]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Rotation:
-    """x (B, T, A, K), its tables, and the same x turned."""
+class Rotation:
+    """x (B, T, A, K), its tables (T, 1, A or 1, 1, K/2), and the same x turned."""
 
     x: ir.Value
     cos: ir.Value
     sin: ir.Value
     turned: ir.Value
+
+    @property
+    def is_constant(self) -> bool:
+        """Tables and shapes are."""
+        shape = self.turned.shape
+        tables = self.cos.const_value is not None and self.sin.const_value is not None
+        return tables and shape is not None and len(shape) == 4 and shape.is_static()
+
+
+def rotations(model: ir.Model) -> list[Rotation]:
+    """In order."""
+    found = [_rotation(node) for node in model.graph if node.op_type == "Neg"]
+    return [each for each in found if each is not None]
 
 
 def _result(model: ir.Model, *, modified: bool) -> ir.passes.PassResult:
@@ -82,7 +94,7 @@ def _result(model: ir.Model, *, modified: bool) -> ir.passes.PassResult:
     return ir.passes.PassResult(model, modified=modified)
 
 
-def _rotation(neg: ir.Node) -> _Rotation | None:
+def _rotation(neg: ir.Node) -> Rotation | None:
     """Reshape to pairs, Split, Neg, Concat, Mul, Mul, Add, Reshape, from the Neg in the middle."""
     split = edit.producer(neg.inputs[0], "Split")
     concat = _only_user(neg, "Concat")
@@ -96,14 +108,12 @@ def _rotation(neg: ir.Node) -> _Rotation | None:
     if cosines is None or cosines.op_type != "Mul" or cosines.inputs[0] is not split.inputs[0]:
         return None
     x, cos, sin, turned = first.inputs[0], cosines.inputs[1], sines.inputs[1], last.outputs[0]
-    if x is None or cos is None or sin is None or cos.const_value is None or sin.const_value is None:
+    if x is None or cos is None or sin is None:
         return None
-    if turned.shape is None or len(turned.shape) != 4 or not turned.shape.is_static():
-        return None
-    return _Rotation(x=x, cos=cos, sin=sin, turned=turned)
+    return Rotation(x=x, cos=cos, sin=sin, turned=turned)
 
 
-def _fuse_rotation(graph: ir.Graph, found: _Rotation) -> None:
+def _fuse_rotation(graph: ir.Graph, found: Rotation) -> None:
     cuts = [node for node, _ in found.turned.uses()]
     if any(start_of_heads(node) is None for node in cuts):
         _turn(graph, found, found.turned, found.x)
@@ -115,7 +125,7 @@ def _fuse_rotation(graph: ir.Graph, found: _Rotation) -> None:
         _turn(graph, found, cut.outputs[0], cut.outputs[0])
 
 
-def _turn(graph: ir.Graph, found: _Rotation, old: ir.Value, x: ir.Value) -> None:
+def _turn(graph: ir.Graph, found: Rotation, old: ir.Value, x: ir.Value) -> None:
     """Put x (B, T, A, K), turned, in the place of `old`, which may be x itself."""
     assert old.shape is not None
     batch, tokens, heads, width = (int(extent) for extent in old.shape.numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,29 +64,34 @@ def probed(model: ir.Model) -> tuple[ir.Model, list[Probe]]:
 def block_values(graph: ir.Graph) -> dict[str, ir.Value]:
     """The values of a folded graph that `models.reference.block_values` has too, under the same names.
 
-    Found by who reads what, not by order: conversion may sort nodes anew.
+    Found by who reads what, not by order: conversion may sort nodes anew. A norm that a pass has taken into the
+    products behind it has no value of its own.
     """
     norms: dict[str, ir.Node] = {}
+    firsts: dict[str, ir.Value] = {}  # what the first product of a block's MLP reads
     for node in graph:
-        if node.op_type == "LayerNormalization" and node.inputs[1] is not None:
-            name = _PARAMETER.sub(r"\1", node.inputs[1].name or "")
-            if name not in norms or _tokens(node) != 1:  # the last block's class token has a norm of its own as well
-                norms[name] = node
+        name = _PARAMETER.sub(r"\1", _second_input(node))
+        if node.op_type == "LayerNormalization" and (name not in norms or _tokens(node) != 1):
+            norms[name] = node  # the last block's class token has a norm of its own as well
+        elif node.op_type == "MatMul" and name.endswith((".mlp.fc1", ".mlp.gate")) and node.inputs[0] is not None:
+            firsts[name.rpartition(".mlp")[0]] = node.inputs[0]
     found: dict[str, ir.Value] = {}
-    index = 0
-    while f"blocks.{index}.norm2" in norms:
-        block, first, second = f"blocks.{index}", norms[f"blocks.{index}.norm1"], norms[f"blocks.{index}.norm2"]
-        middle = second.inputs[0]
-        assert middle is not None
+    for block in map("blocks.{}".format, itertools.count()):
+        first, second = norms.get(f"{block}.norm1"), norms.get(f"{block}.norm2")
+        middle = firsts.get(block) if second is None else second.inputs[0]
+        if middle is None:
+            break
         (total,) = (user for user, _ in middle.uses() if user.op_type == "Add")
-        found |= {
-            f"{block}.norm1": first.outputs[0],
-            f"{block}.attention": middle,
-            f"{block}.norm2": second.outputs[0],
-            f"{block}.mlp": total.outputs[0],
-        }
-        index += 1
+        found |= {f"{block}.norm1": first.outputs[0]} if first is not None else {}
+        found[f"{block}.attention"] = middle
+        found |= {f"{block}.norm2": second.outputs[0]} if second is not None else {}
+        found[f"{block}.mlp"] = total.outputs[0]
     return found
+
+
+def _second_input(node: ir.Node) -> str:
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    return "" if value is None else value.name or ""
 
 
 def _tokens(norm: ir.Node) -> object:
