@@ -122,7 +122,9 @@ def test_another_expected_answer_fails_all_that_were_run(copy: Path, run: Run) -
     code, out, err = run(copy)
     assert code == 3
     failed = [line for line in out.splitlines() if "OUT OF tolerance" in line]
-    assert {line.split(":")[0] for line in failed} == {f"{name} at 48, batch {n}" for name in BOTH for n in (1, 3)}
+    assert {line.split(":")[0] for line in failed} == {
+        f"{name} at 48, batch {n}, logits" for name in BOTH for n in (1, 3)
+    }
     assert err == f"error: {failed[0]}\n"
     assert len(out.splitlines()) == 16  # and no summary
     code, out, _ = run(copy, "--backend", "openvino", "--json")
@@ -143,7 +145,7 @@ def test_ir_of_other_weights_than_its_graph_fails_alone(copy: Path, run: Run) ->
     code, out, err = run(copy, "--json")
     assert code == 3
     assert {row["artifact"]: row["passed"] for row in rows(out)} == dict(zip(BOTH, (True, False), strict=True))
-    assert err.startswith("error: model-dynamic.xml at 32, batch 1: ")
+    assert err.startswith("error: model-dynamic.xml at 32, batch 1, logits: ")
 
 
 def test_ir_without_openvino_is_left_out_by_a_sentence(bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +189,7 @@ def test_an_engine_that_answers_otherwise_is_out_of_tolerance(
     code, out, err = run(on_gpu(wrong=0.5), *options, "--json")
     assert code == 3
     assert {row["artifact"] for row in rows(out) if not row["passed"]} == {"model.engine"}
-    assert err.startswith("error: model.engine at 48, batch 1: ")
+    assert err.startswith("error: model.engine at 48, batch 1, logits: ")
 
 
 def test_without_a_gpu_an_engine_is_left_out_unless_it_was_asked_for(on_gpu: Callable[..., Path], run: Run) -> None:

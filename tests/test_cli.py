@@ -134,7 +134,9 @@ def test_a_local_file_with_its_classes_is_exported(run: Run, tmp_path: Path) -> 
     listed = json.loads(out)
     assert code == 0
     assert listed["classes"] == 7
-    assert listed["artifacts"][0]["outputs"] == [{"name": "logits", "dtype": "float32", "shape": [1, 7]}]
+    assert listed["artifacts"][0]["outputs"] == [
+        {"name": "logits", "dtype": "float32", "shape": [1, 7], "pool": "token"}
+    ]
     assert (listed["weights"]["source"], listed["weights"]["trained"]) == ("tuned.pth", True)
     assert listed["parity"][0]["passed"] is True
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
@@ -314,7 +316,7 @@ def test_one_dynamic_graph_is_checked_at_a_size_that_nobody_named(run: Run, tmp_
     (artifact,) = listed["artifacts"]
     assert code == 0
     assert listed["rope"] == "dynamic"
-    assert artifact["dynamic"] == {"max": [48, 64], "multiple": 16}
+    assert artifact["dynamic"] == {"max": [48, 64], "multiple": 16, "patch": 16, "prefix": 1}
     assert artifact["resolutions"] == [[32, 64], [48, 48]]
     assert artifact["inputs"][0]["shape"] == [1, 3, "height", "width"]
     assert [(each["resolution"], each["passed"]) for each in listed["parity"]] == [
@@ -332,7 +334,7 @@ def test_a_graph_with_position_inputs_says_what_they_are(run: Run, tmp_path: Pat
     (artifact,) = listed["artifacts"]
     assert code == 0
     assert listed["rope"] == "inputs"
-    assert artifact["dynamic"] == {"max": [32, 64], "multiple": 16}
+    assert artifact["dynamic"] == {"max": [32, 64], "multiple": 16, "patch": 16, "prefix": 1}
     assert [(each["name"], each["dtype"], each["shape"]) for each in artifact["inputs"]] == [
         ("image", "float32", ["batch", 3, "height", "width"]),
         ("cos", "float32", [12, "tokens", 6, 32]),

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ropevit_export.errors import BundleError
 from ropevit_export.models.spec import CropMode, Interpolation
@@ -70,6 +78,10 @@ class OutputEntry(TensorEntry):
 
     pool: Pool | None = None
     normed: bool | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_does_not_apply(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if value is not None}
 
     def value(self) -> Output:
         return Output.named(self.name, pool=self.pool, normed=self.normed is not False)

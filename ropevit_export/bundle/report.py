@@ -11,14 +11,14 @@ UNTRAINED = "UNTRAINED: seeded random weights, to build and time with, never to 
 def render(manifest: Manifest) -> str:
     weights, request = manifest.weights, manifest.request or {}
     at = f" at {weights.revision}" if weights.revision else ""
-    first = manifest.artifacts[0]
-    outputs = ", ".join(map(_output, first.outputs))
+    # A float32 graph that is out of tolerance ends an export before there is an artifact.
+    outputs = ", ".join(map(_output, manifest.artifacts[0].outputs)) if manifest.artifacts else manifest.output
     lines = [
         f"# {manifest.model}",
         "",
         *([f"**{weights.remark}.**", ""] if weights.remark else []),
         f"Weights: {weights.source}{at}, SHA-256 {weights.sha256}.",
-        f"Rotary tables: {manifest.rope}. Precision: {first.precision}; inputs and outputs: "
+        f"Rotary tables: {manifest.rope}. Precision: {request.get('precision', 'fp32')}; inputs and outputs: "
         f"{request.get('io_precision', 'fp32')}. Outputs: {outputs}.",
         "",
         *_section("Chosen for you", manifest.choices),
