@@ -16,14 +16,14 @@ def sized(kernels: Iterable[Kernel], shapes: Mapping[str, Iterable[Shape]], batc
 
     A builder folds leading axes: (batch, tokens, channels) becomes (?, channels). Then ? is a multiple of the batch
     and what the leading axes of some value at the ONNX nodes behind the kernel come to; as many elements must suit
-    every kernel that reads or writes the tensor. `shapes`: of the values at each node. (?, 1) suits any: it stays open.
+    every kernel that reads or writes the tensor. `shapes`: of the values at each node.
     """
     kernels = tuple(kernels)
     possible: dict[str, set[int]] = {}
     for kernel in kernels:
         there = {shape for node in kernel.nodes for shape in shapes.get(node, ())}
         for tensor in kernel.tensors:
-            if there and (rest := _rest(tensor)) > 1:
+            if there and (rest := _rest(tensor)):
                 found = {lead * rest for shape in there for lead in _leads(shape, rest) if lead % batch == 0}
                 possible[tensor.name] = possible.get(tensor.name, found) & found
     known = {name: elements.pop() for name, elements in possible.items() if len(elements) == 1}
