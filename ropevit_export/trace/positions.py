@@ -64,16 +64,17 @@ class FactorBank(nn.Module):
         return [made[index] for index in self.owner]
 
     def _table(self, index: int, rows: int, columns: int) -> Pair:
-        cos_x, sin_x = (self._part(f"{kind}_x_{index}", columns)[None] for kind in ("cos", "sin"))
-        cos_y, sin_y = (self._part(f"{kind}_y_{index}", rows)[:, None] for kind in ("cos", "sin"))
+        cos_x, sin_x = (self._part(f"{kind}_x_{index}", columns, 0) for kind in ("cos", "sin"))
+        cos_y, sin_y = (self._part(f"{kind}_y_{index}", rows, 1) for kind in ("cos", "sin"))
         cos, sin = cos_x * cos_y - sin_x * sin_y, sin_x * cos_y + cos_x * sin_y
         return self._behind_prefix(cos, self.one), self._behind_prefix(sin, self.zero)
 
-    def _part(self, name: str, extent: int) -> torch.Tensor:
-        """(extent, A, P)."""
+    def _part(self, name: str, extent: int, new_axis: int) -> torch.Tensor:
+        """(1, extent, A, P) or (extent, 1, A, P). A table that is cut gets its new axis first: small ones then fold."""
         table: torch.Tensor = getattr(self, name)
-        start = extent * (extent - 1) // 2 if self.by_extent else 0
-        return table.narrow(0, start, extent) if self.by_extent else table[:extent]
+        if self.by_extent:
+            return table.narrow(0, extent * (extent - 1) // 2, extent).unsqueeze(new_axis)
+        return table[None, :extent] if new_axis == 0 else table[:extent, None]
 
     @staticmethod
     def _behind_prefix(table_RCAP: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
