@@ -204,7 +204,7 @@ def test_a_layer_for_each_of_q_k_and_v_gives_the_same(case: Make, model: str) ->
 
 @pytest.mark.parametrize("model", ["rope_mixed_deit_small", "swin_rope_axial_tiny"])
 def test_what_is_added_to_the_tokens_does_not_have_8_bits(case: Make, model: str) -> None:
-    made = quantized(case(model, "64"), "int8").onnxruntime
+    made = quantized(case(model, "128"), "int8").onnxruntime
     assert made is not None
     for node in (node for node in made.model.graph if node.op_type == "Add"):
         for value in node.inputs:

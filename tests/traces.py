@@ -50,7 +50,7 @@ def once(folder: Path) -> Callable[[torch.nn.Module, ModelSpec, IoSpec], Graph]:
     """`export._export`, keeping what it makes in a folder, which processes may share."""
 
     def trace(module: torch.nn.Module, spec: ModelSpec, io: IoSpec) -> Graph:
-        kept = folder / fingerprint(module, spec, io)
+        kept = folder / fingerprint(module, io, spec.patch, spec.prefix)  # no more of the spec goes into its inputs
         if kept.exists():
             return Graph(model=ir.from_proto(ModelProto.FromString(kept.read_bytes())), io=io)
         graph = TRACE(module, spec, io)
