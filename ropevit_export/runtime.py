@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ropevit_export.backends.select import ENGINES, runner
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from ropevit_export.backends.base import Runner
     from ropevit_export.values import Arrays
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 
 def host_inputs(bundle: Path, artifact: manifest.ArtifactEntry) -> Callable[[Resolution], Arrays]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -171,7 +171,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def golden_of(path: Path, output: str = "logits") -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
+def golden_of(path: Path, output: str = "logits") -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """(images, expected) of a golden file of one output."""
     images, expected = golden.read(path, [output])
     return images, expected[output]

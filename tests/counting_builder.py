@@ -13,7 +13,8 @@ from ropevit_export.values import Plan, Precision
 class CountingBuilder:
     """A builder that counts its work."""
 
-    runtime, suffix, all_targets = "slow", ".slow", ("89",)
+    runtime, suffix = "slow", ".slow"
+    all_targets: tuple[str, ...] = ("89",)
     options = frozenset({"targets"})
     version = "slow 1"
 

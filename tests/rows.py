@@ -23,8 +23,8 @@ VIT, SWIN = (2,), (1, 2, 1, 1)
 
 def shallow(spec: ModelSpec) -> ModelSpec:
     depths = VIT if len(spec.depths) == 1 else SWIN
-    names = {"name": f"{PREFIX}{spec.name}", "short": f"{PREFIX}{spec.short}"}
-    return dataclasses.replace(spec, **names, depths=depths, packaged=None)
+    name, short = f"{PREFIX}{spec.name}", f"{PREFIX}{spec.short}"
+    return dataclasses.replace(spec, name=name, short=short, depths=depths, packaged=None)
 
 
 for _spec in map(shallow, (*MODELS, *EXAMPLES)):

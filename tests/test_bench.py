@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ from ropevit_export.machine import hardware
 from ropevit_export.models import reference
 from ropevit_export.request import EngineSpec
 from ropevit_export.trace.export import export_plain
-from ropevit_export.values import Plan, Weights
+from ropevit_export.values import Plan, Precision, Resolution, Weights
 from ropevit_export.verbs import bench, plot
 from ropevit_export.verbs.bench import Contender, Timing, contenders
 from tests.conftest import Case, outputs_of
@@ -86,9 +87,7 @@ def result() -> bench.Benchmark:
     """Of two contenders, the first the faster, at two batch sizes."""
     timings = [timing(name, 10.0 * scale, 12.0 * scale, 300.0, batch=batch)
                for batch in (1, 8) for name, scale in (("ours", 1), ("eager & $co", 20))]  # fmt: skip
-    return bench.Benchmark(
-        resolution=bench.Resolution.parse("32"), rounds=3, machine={"cores": 2}, timings=tuple(timings)
-    )
+    return bench.Benchmark(resolution=Resolution.parse("32"), rounds=3, machine={"cores": 2}, timings=tuple(timings))
 
 
 def test_a_picture_shows_every_round_of_every_contender(
@@ -180,7 +179,7 @@ def test_peers_compute_in_the_bundles_precision_where_they_are_on_a_gpu(
 @pytest.mark.parametrize("model", ["rope_mixed_ape_deit_small", "swin_rope_axial_tiny", "swin_rope_mixed_tiny"])
 @pytest.mark.parametrize(("precision", "limit"), [("fp16", 0.02), ("bf16", 0.2)])
 def test_a_peer_in_16_bits_is_still_the_model(
-    case: Callable[..., Case], model: str, precision: bench.Precision, limit: float
+    case: Callable[..., Case], model: str, precision: Precision, limit: float
 ) -> None:
     each = case(model, "64")
     copied = Weights(tensors={name: tensor.clone() for name, tensor in each.sized.tensors.items()}, classes=1000)
@@ -230,7 +229,8 @@ def test_on_engines_the_plain_export_is_built_into_one(
     monkeypatch.setitem(RUNNERS, "tensorrt", run)
     each = case("rope_axial_deit_small", "64")
     model = reference.build(each.spec, each.sized, each.resolution, outputs_of(each.spec, "logits"))
-    assert bench._plain("tensorrt", model, "fp32", each.images[:1], ["logits"]) == (
+    made: object = bench._plain("tensorrt", model, "fp32", each.images[:1], ["logits"])
+    assert made == (
         "plain.engine", 4, {"precision": "fp32", "targets": ("90",), "built_with": "tensorrt 11"},
     )  # fmt: skip
     assert [(spec.runtime, spec.precision, spec.profiles) for spec in built] == [("tensorrt", "fp32", ())]
@@ -259,7 +259,7 @@ class CountingWorker:
 def test_all_take_a_turn_in_every_round_and_warm_up_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_Worker", CountingWorker)
     made = contenders([HERE / name for name in "abc"], [], ["onnxruntime"])
-    result = bench.bench(made, resolution=bench.Resolution.parse("32"), rounds=8)
+    result = bench.bench(made, resolution=Resolution.parse("32"), rounds=8)
     rounds = [CountingWorker.turns[start : start + 3] for start in range(0, len(CountingWorker.turns), 3)]
     assert len(rounds) == bench.WARM_UP + 8
     assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
@@ -270,8 +270,8 @@ def test_all_take_a_turn_in_every_round_and_warm_up_is_not_timed(monkeypatch: py
 
 def test_a_turn_ends_when_threads_have_stopped_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, busy = [0.0], 0.05
-    monkeypatch.setattr(bench.time, "sleep", lambda seconds: clock.append(clock[-1] + seconds))
-    monkeypatch.setattr(bench.time, "process_time", lambda: min(clock[-1], busy))
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.append(clock[-1] + seconds))
+    monkeypatch.setattr(time, "process_time", lambda: min(clock[-1], busy))
     bench.turn(lambda: None)
     assert busy < clock[-1] <= busy + 2 * 0.02
     busy = float("inf")
@@ -283,7 +283,7 @@ def test_on_a_gpu_copies_are_included_and_its_clocks_are_taken_under_load(monkey
     monkeypatch.setattr(bench, "_Worker", CountingWorker)
     monkeypatch.setattr(hardware, "gpus", lambda: ([{"name": "NVIDIA H100", "clocks_sm_mhz": 1980.0}], ""))
     made = contenders([HERE / "a"], ["eager"], ["onnxruntime-cuda", "onnxruntime"])
-    result = bench.bench(made, resolution=bench.Resolution.parse("32"), batches=(1, 4), rounds=1)
+    result = bench.bench(made, resolution=Resolution.parse("32"), batches=(1, 4), rounds=1)
     assert {each.contender: each.transfers for each in result.timings} == {
         "a, onnxruntime-cuda": "included",
         "a, onnxruntime": "none",
@@ -327,7 +327,7 @@ def test_a_contender_that_dies_is_an_error(bundle: Path, monkeypatch: pytest.Mon
         return float(worker._receive())
 
     monkeypatch.setattr(bench._Worker, "run", die)
-    with pytest.raises(bench.BackendError, match="small ended by SIGKILL, was memory short?"):
+    with pytest.raises(BackendError, match="small ended by SIGKILL, was memory short?"):
         bench.bench(contenders([bundle], [], ["onnxruntime"]), rounds=1)
 
 

@@ -90,7 +90,7 @@ def test_a_product_of_dequantized_values_runs_in_eight_bits(
         logits = MatMul (x, w)
     }"""
     ir.save(ir.passes.common.ShapeInferencePass()(graph_of(text)).model, tmp_path / "m.onnx")
-    found, _ = census.of_graph(tmp_path / "m.onnx", "int8")  # type: ignore[arg-type]
+    found, _ = census.of_graph(tmp_path / "m.onnx", "int8")
     assert found.counts["int8"].products == 1
     assert found.faults == []
 

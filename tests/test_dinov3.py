@@ -34,7 +34,7 @@ META_NAMES = {"reg_token": "storage_tokens"}
 OUTPUTS = "pooled,cls,tokens,features:0,1"
 
 
-def timms(spec: ModelSpec, **changes: Any) -> torch.nn.Module:
+def timms(spec: ModelSpec, **changes: Any) -> Any:
     """timm's module with the seeded weights that `--weights random` takes."""
     assert spec.timm is not None
     model = timm.create_model(spec.timm, depth=spec.depths[0], **changes).eval()
@@ -205,7 +205,7 @@ def test_metas_periods_win_over_the_formula_and_zero_biases_are_left_out(tmp_pat
     options = ("--res", "64x96", "--output", "features:0", "--weights", str(tmp_path / "meta.pth"))
     image = noise("64x96")
     model = timms(spec)
-    model.rope.periods.copy_(periods.bfloat16().float())  # type: ignore[union-attr, operator]
+    model.rope.periods.copy_(periods.bfloat16().float())
     with torch.inference_mode():
         (map_of_0,) = model.forward_intermediates(
             torch.from_numpy(image), indices=[0], norm=True, intermediates_only=True

@@ -495,7 +495,8 @@ def test_a_refusal_says_what_to_do_and_is_no_reason_for_random_weights(
 ) -> None:
     files = [(f"facebook/gated{i}", "model.safetensors") for i in range(len(REFUSALS))]
     for file, (status, code, message, _, _) in zip(files, REFUSALS, strict=True):
-        hub.add(file, safetensors(), code=code, message=message, **{asked: status})
+        how: dict[str, Any] = {"code": code, "message": message, asked: status}
+        hub.add(file, safetensors(), **how)
     ways = [*((file, "auto") for file in files), (files[0], None), (files[0], "pretrained")]
     results = run(tmp_path, hub.url, *({"files": [file], "weights": weights} for file, weights in ways))
     for (file, _), result in zip(ways, results, strict=True):

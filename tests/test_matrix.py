@@ -16,7 +16,7 @@ import pytest
 
 from ropevit_export import cli, pipeline
 from ropevit_export.bundle import manifest, resume
-from ropevit_export.errors import BundleError
+from ropevit_export.errors import BackendError, BundleError
 from ropevit_export.machine.files import sha256
 from ropevit_export.models.zoo import find_model
 from ropevit_export.request import Request
@@ -292,7 +292,7 @@ def test_random_weights_are_in_the_name() -> None:
 
 def test_without_ray_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(matrix.BackendError, match=r"--ray needs Ray: pip install 'ropevit-export\[ray\]'"):
+    with pytest.raises(BackendError, match=r"--ray needs Ray: pip install 'ropevit-export\[ray\]'"):
         list(matrix.build_on_ray([matrix.Cell.of(request(), "", tmp_path)]))
 
 

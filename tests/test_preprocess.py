@@ -35,8 +35,8 @@ def test_square_crops_are_torchvisions(model: str, size: int, photo: Path, turne
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
-    with Image.open(photo) as image:
-        image = image.convert("RGB")
+    with Image.open(photo) as opened:
+        image = opened.convert("RGB")
         if turned:
             image = image.transpose(Image.Transpose.ROTATE_90).crop((0, 0, image.height - 7, image.width))
         resolution = Resolution(height=size, width=size)

@@ -31,7 +31,8 @@ def printed(parts: tuple[torch.nn.Module, ModelSpec, IoSpec]) -> str:
 
 
 def finished(graph: Graph) -> bytes:
-    return ir.to_proto(passes.run(graph).model).SerializeToString(deterministic=True)
+    content: bytes = ir.to_proto(passes.run(graph).model).SerializeToString(deterministic=True)
+    return content
 
 
 def test_what_is_kept_is_what_torch_gives(case: Make, tmp_path: Path) -> None:

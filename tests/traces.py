@@ -28,7 +28,7 @@ TRACE = export._export
 # Larger are whole models; no two tests ask for the same one of these.
 LARGEST = 64 << 20
 # For every export torch reads its translations of 500 operators anew, which takes as long as tracing a block.
-ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 
 class _Printer(pickle.Pickler):

@@ -27,7 +27,7 @@ def module(  # noqa: C901 - its classes belong to one release
     version: str, *, stored_cache: bytes = b"timed", fails: str | None = None
 ) -> ModuleType:
     """`fails`: the builder's last words, in place of an engine."""
-    trt = ModuleType("tensorrt")
+    trt: Any = ModuleType("tensorrt")
     trt.__version__ = version
     trt.__spec__ = ModuleSpec("tensorrt", None)
     ten = version.startswith("10.")
@@ -142,11 +142,13 @@ class _Serialized:
 
 
 def _enum(name: str, members: list[str]) -> type[enum.IntEnum]:
-    return enum.IntEnum(name, {member: value for value, member in enumerate(members)})
+    made: Any = enum.IntEnum(name, {member: value for value, member in enumerate(members)})
+    found: type[enum.IntEnum] = made
+    return found
 
 
-def _tensor(side: str, ten: bool) -> dict[str, object]:
-    named = {"Name": side.lower(), "Location": "Device", "Dimensions": [1, 65, 48]}
+def _tensor(side: str, ten: bool) -> dict[str, Any]:
+    named: dict[str, Any] = {"Name": side.lower(), "Location": "Device", "Dimensions": [1, 65, 48]}
     if ten:
         words = {"Inputs": "Row major linear FP32", "Outputs": "Float"}
         return named | {"Format/Datatype": words[side]}
