@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,23 @@ def test_a_library_that_hangs_is_given_up(package: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(doctor, "_SECONDS", 2)
     (found,) = doctor.tried([("runs", "openvino")])
     assert (found.usable, found.says) == (False, "gave no answer in 2 s.")
+
+
+def test_an_interruption_ends_what_is_being_tried(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = package / "pid"
+    code = f"import os, pathlib, time; pathlib.Path({str(process)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    (package / "openvino.py").write_text(code)
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+
+    def interrupt(stage: str) -> None:
+        while not (process.is_file() and process.read_text()):
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        doctor.tried([("runs", "onnxruntime"), ("runs", "openvino")], interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(process.read_text()), 0)
 
 
 def test_where_nothing_can_be_exported_everything_is_said_and_the_exit_code_is_1(
