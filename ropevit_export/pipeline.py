@@ -75,7 +75,7 @@ def export(
     makers, remark = planning.makers(request)
     if out is not None:
         staging.refuse_existing(out, force=force)
-    weights, checkpoint = stages.load(request, progress)
+    request, weights, checkpoint = stages.load(request, progress)
     final = planning.final_folder(request, checkpoint, out)
     with staging.claimed(final, waiting=(lambda: progress("waiting for another process")) if resume else None):
         if resume and (kept := existing(request, final, force=force)):

@@ -43,24 +43,27 @@ def stage(name: str, progress: Progress) -> Iterator[Callable[[str], None]]:
     log.info("%s: %s, %.1f s", name, said[0], time.perf_counter() - start)
 
 
-def load(request: Request, progress: Progress) -> tuple[Weights, Checkpoint]:
+def load(request: Request, progress: Progress) -> tuple[Request, Weights, Checkpoint]:
+    """The weights, and the request with the model as they have it: its windows, and where its final norm stands."""
     from ropevit_export.checkpoint import source
-    from ropevit_export.models.adopt import adopt
+    from ropevit_export.models import filed
     from ropevit_export.models.initial import random_checkpoint
 
     with stage("weights", progress) as note:
         checkpoint = source.load(request, lambda: random_checkpoint(request.model, request.seed))
-        weights = adopt(request.model, checkpoint)
+        given = filed.Given(key=request.weights_key, sizes=request.resolutions, published=not request.own_weights)
+        model, weights = filed.read(request.model, checkpoint, given)
+        request = dataclasses.replace(request, model=model)
         if not weights.classes and LOGITS in [output.name for output in request.outputs]:
             raise CheckpointError(
-                f"the weights ({checkpoint.source}) have no head, which --output logits needs: take pooled, cls, "
-                "tokens or features."
+                f"the weights ({checkpoint.source}) have no head, which --output logits needs: take --output pooled, "
+                "cls, tokens or features."
             )
         at = f" at {checkpoint.revision}" if checkpoint.revision else ""
         head = f"{weights.classes} classes" if weights.classes else "no head"
         note(f"{checkpoint.source}{at}, {head}{'' if checkpoint.trained else ', UNTRAINED'}")
     # The tensors themselves go with the caller's `weights`; two owners would double the peak of memory.
-    return weights, dataclasses.replace(checkpoint, tensors={})
+    return request, weights, dataclasses.replace(checkpoint, dictionaries={})
 
 
 def reference_answers(request: Request, weights: Weights, size: Resolution, progress: Progress) -> tuple[Array, Arrays]:
@@ -114,7 +117,9 @@ def position_parts(request: Request, weights: Weights, io: IoSpec) -> Arrays:
     from ropevit_export.rope.tables import block_factors
 
     spec = request.model
-    embed = weights.tensors["pos_embed"].numpy() if spec.ape else None
+    embed = None
+    if weights.embed_grid is not None:
+        embed = weights.tensors["pos_embed"].numpy().reshape(*weights.embed_grid, -1)
     coordinates = spec.rope.coordinates
     factors = block_factors(_frequencies(spec, weights), coordinates, spec.grid(io.resolution))
     return inputs.parts(factors, embed, by_extent=coordinates.follow_extent)
