@@ -158,7 +158,7 @@ def _add_engine(draft: Draft, source: Source, maker: Builder, cache: Path | None
     request, io, onnx = draft.request, source.io, draft.folder / source.artifact.path
     spec, path = planning.engine_spec(request, maker, io), onnx.with_suffix(maker.suffix)
     with stage(f"{maker.runtime} {io.resolution}", progress) as note:
-        plan = engine_cache.build(maker, onnx, draft.weights.path, spec, path, cache)
+        plan = engine_cache.build(maker, draft.graph_files(onnx), spec, path, cache)
         layers = draft.write_layers(onnx, maker.suffix, plan)
         wanted = {node: {plan.promotions.get(name, name) for name in names} for node, names in source.products.items()}
         counted = census.of_engine(plan.layers, wanted)

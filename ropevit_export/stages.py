@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ropevit_export.bundle import onnx_file
 from ropevit_export.bundle.draft import Draft
 from ropevit_export.errors import CheckpointError
 from ropevit_export.images import calibration
@@ -59,6 +60,9 @@ def load(request: Request, progress: Progress) -> tuple[Request, Weights, Checkp
                 f"the weights ({checkpoint.source}) have no head, which --output logits needs: take --output pooled, "
                 "cls, tokens or features."
             )
+        if request.single_file:  # of 4 bytes a number until it is converted
+            sizes = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+            onnx_file.check_single(sizes[request.precision] * sum(each.numel() for each in weights.tensors.values()))
         at = f" at {checkpoint.revision}" if checkpoint.revision else ""
         head = f"{weights.classes} classes" if weights.classes else "no head"
         note(f"{checkpoint.source}{at}, {head}{'' if checkpoint.trained else ', UNTRAINED'}")
@@ -161,10 +165,11 @@ def in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress)
     if request.calib is None:
         return {"portable": passes.convert(graph, request.precision, io_dtype)}
     with stage(f"calibration {sample.resolution}", progress) as note:
-        measured_on = calibration.feeds(request.calib, io, sample.resolution, sample.host, request.preprocess)
+        pictures = calibration.pictures(request.calib, skip_unreadable=request.skip_unreadable)
+        measured_on = calibration.feeds(pictures, io, sample.resolution, sample.host, request.preprocess)
         coding: Coding = "int8" if request.precision == "int8" else "fp8"
         both = passes.run_quantized(graph, coding, measured_on, Float32Graph, io_dtype)
-        draft.notes.append(f"8-bit ranges: {len(calibration.pictures(request.calib))} images of {_source(request)}")
+        draft.notes.append(f"8-bit ranges: {len(pictures)} images of {_source(request)}")
         note(draft.notes[-1])
     forms: dict[Form, Graph] = {"portable": both.engines}
     return forms | ({"onnxruntime": both.onnxruntime} if both.onnxruntime is not None else {})
