@@ -47,7 +47,8 @@ def evaluate(
     with quiet_libraries(), Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task("images")
         rows = evaluating.evaluate(
-            bundle, data, weights=weights, backend=backend, resolution=resolution, limit=limit, skip_unreadable=skip_unreadable,
+            bundle, data, weights=weights, backend=backend, resolution=resolution, limit=limit,
+            skip_unreadable=skip_unreadable,
             progress=lambda done, count: bar.update(task, completed=done, total=count),
         )  # fmt: skip
     if rows and rows[0].unreadable:

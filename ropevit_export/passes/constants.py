@@ -14,7 +14,7 @@ class DeduplicateConstants(ir.passes.InPlacePass):
     """onnxsim gives every node its own copy of small constants, and rounding can make tensors equal.
 
     A module's weight or bias keeps its own name where another has the same values, as all norms of a new model do: by
-    it a node's place in the model is known. On disk equal bytes are stored once whatever their names (`bundle.onnx_file`).
+    it a node's place in the model is known. On disk equal bytes are stored once anyway.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -129,8 +129,8 @@ def evaluate(
 
     weights: where PyTorch has them from, if not from where the manifest says; must be the same. backend: what runs the
     graphs; by default what `check` uses, which computes in the graph's own precision. limit: only that many images,
-    spread over all classes. skip_unreadable: leave pictures out that can't be read; without it they are an error, before
-    anything is computed. Raises RopevitError.
+    spread over all classes. skip_unreadable: leave pictures out that can't be read; without it they are an error,
+    before anything is computed. Raises RopevitError.
     """
     listed = manifest.read(bundle)
     if LOGITS not in (entry.name for entry in listed.artifacts[0].outputs):
