@@ -115,6 +115,12 @@ class Checkpoint:
     seed: int | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Of a checkpoint that holds one dictionary."""
+        (only,) = self.dictionaries.values()
+        return only
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:

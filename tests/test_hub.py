@@ -41,7 +41,7 @@ from ropevit_export.request import Request
 from ropevit_export.values import Checkpoint, Resolution
 
 def random():
-    return Checkpoint(tensors={}, source="random", revision=None, sha256="", trained=False)
+    return Checkpoint(dictionaries={"": {}}, source="random", revision=None, sha256="", trained=False)
 
 def load(files, revision=None, weights=None):
     files = tuple(HubFile(repo=repo, filename=filename) for repo, filename in files)

@@ -20,7 +20,8 @@ LOGITS = np.load(GOLDEN / "logits.npz")
 def official_weights(name: str) -> Weights:
     tensors = {key: torch.from_numpy(value) for key, value in fill.state_dict(name).items()}
     return adopt(
-        find_model(name), Checkpoint(tensors=tensors, source="golden", revision=None, sha256="0" * 64, trained=True)
+        find_model(name),
+        Checkpoint(dictionaries={"": tensors}, source="golden", revision=None, sha256="0" * 64, trained=True),
     )
 
 

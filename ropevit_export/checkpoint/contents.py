@@ -41,12 +41,11 @@ def contents(content: object) -> Contents:
         count += len(held)
         if count > _MOST:
             raise CheckpointError(f"the file holds more than {_MOST} things: no checkpoint does.")
-        is_list = isinstance(value, (list, tuple))
         for key, each in held.items():
             inner = f"{place}.{key}" if place else str(key)
             if isinstance(tensor := _plain(each), torch.Tensor):
-                if not is_list:  # in a list tensors have no names
-                    out.dictionaries.setdefault(place, {})[str(key)] = tensor
+                if isinstance(key, str):  # in a list tensors have no names
+                    out.dictionaries.setdefault(place, {})[key] = tensor
             elif isinstance(each, Inert) and (made_by := _made_by(each)):
                 out.unread[inner] = made_by
         waiting.extend((f"{place}.{key}" if place else str(key), each) for key, each in held.items() if _holds(each))

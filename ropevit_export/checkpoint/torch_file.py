@@ -56,6 +56,8 @@ def _zipped(path: Path) -> object:
     whole = _mapped(path)
 
     def storage(pid: Any) -> Storage:
+        if isinstance(pid, tuple) and len(pid) > 1 and isinstance(pid[1], type):  # of a kind without plain numbers
+            return Storage(None, torch.uint8)
         dtype, key, count = _storage_id(pid)
         record, nbytes = records[f"data/{key}"], count * dtype.itemsize
         if nbytes > record.file_size or record.compress_type != zipfile.ZIP_STORED:

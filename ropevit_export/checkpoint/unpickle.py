@@ -18,8 +18,8 @@ import torch
 # A global of the standard library that is called but is none of these is no data: such a file is refused by its name.
 _DATA_MODULES = frozenset(
     {"abc", "argparse", "array", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum", "fractions",
-     "functools", "ipaddress", "logging", "numbers", "operator", "pathlib", "random", "re", "string", "types", "typing",
-     "uuid", "zoneinfo"}
+     "functools", "ipaddress", "logging", "numbers", "operator", "pathlib", "pathlib._local", "random", "re", "string",
+     "types", "typing", "uuid", "zoneinfo"}
 )  # fmt: skip
 # Of `builtins` what a pickle of data calls. `getattr` names a method or an inner class; what it gives can't be called.
 _DATA_BUILTINS = frozenset(
@@ -255,7 +255,8 @@ class Unpickler(pickle.Unpickler):
             return _STORAGES[name]
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        is_data = name in _DATA_BUILTINS if top == "builtins" else top in _DATA_MODULES
+        is_method = "." in name and not name.rpartition(".")[2][:1].isupper()
+        is_data = name in _DATA_BUILTINS if top == "builtins" else module in _DATA_MODULES and not is_method
         is_code = top in sys.stdlib_module_names and not is_data
         base = NumpyArray if full in _ARRAYS else _Code if is_code else Inert
         return type("Inert", (base,), {"origin": full, "__slots__": ()})

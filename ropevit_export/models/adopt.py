@@ -160,25 +160,31 @@ def _fitted(spec: ModelSpec, candidate: Candidate, sizes: Sequence[Resolution], 
     for name in _fixed_frequencies(spec, tensors):
         del tensors[name]
     filed = family.as_filed(spec, tensors)
+    beside = set(candidate.beside)
     if not strict:
-        choices += _take_head(spec, tensors, candidate)
+        sentence, taken = _take_head(spec, tensors, candidate)
+        choices += [sentence] if sentence else []
+        beside -= set(taken)
     classes = _classes(tensors)
     expected = family.shapes(filed, classes)
     expected |= {name: tuple(tensors[name].shape) for name in family.OPTIONAL if name in tensors}
     grids = _Grids(filed, expected, sizes)
-    grids.window = official.window
     left = {name for name in tensors.keys() - expected.keys() if not strict and _is_unused(spec, name, tensors[name])}
     missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys() - left
     wrong = [fault for name in expected.keys() & tensors.keys() if (fault := grids.fault(name, tensors[name]))]
+    if len(grids.windows) > 1:
+        sides = " and ".join("x".join(map(str, window)) for window in sorted(grids.windows))
+        wrong.append(f"relative_position_bias_table, of windows of {sides} tokens: needs one for all stages")
     if missing or unexpected or wrong:
         raise _MisfitError(missing=missing, unexpected=unexpected, wrong=wrong)
-    choices += _left_out(left | {name for name in candidate.beside if name not in _head_names(candidate)}, candidate)
+    if left | beside:
+        choices.append(f"left out of the file, no part of the model: {_named(sorted(left | beside))}")
     return _Fit(
         candidate=candidate,
         tensors={name: tensors[name] for name in expected},
         classes=classes,
         embed_grid=grids.embed,
-        window=grids.window,
+        window=next(iter(grids.windows), official.window),
         choices=tuple(choices),
     )
 
@@ -210,15 +216,17 @@ def _head_at(level: str, tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return []
 
 
-def _take_head(spec: ModelSpec, tensors: dict[str, torch.Tensor], candidate: Candidate) -> list[str]:
-    """Complete a head in place, with a sentence on it: one that has no bias, or that stands beside the network."""
+def _take_head(spec: ModelSpec, tensors: dict[str, torch.Tensor], candidate: Candidate) -> tuple[str, Collection[str]]:
+    """Complete a head in place: one that has no bias, or that stands beside the network. A sentence on it, and what was
+    taken of `candidate.beside`.
+    """
     width = spec.dims[-1]
     weight = tensors.get("head.weight")
     if weight is not None and weight.ndim == 2 and "head.bias" not in tensors:
         tensors["head.bias"] = weight.new_zeros(len(weight))
-        return ["the head has no bias"]
+        return "the head has no bias", ()
     if any(name.startswith("head.") for name in tensors):
-        return []
+        return "", ()
     for around, names in ((tensors, _head_at("", tensors)), (candidate.beside, _head_names(candidate))):
         if not names:
             continue
@@ -228,10 +236,9 @@ def _take_head(spec: ModelSpec, tensors: dict[str, torch.Tensor], candidate: Can
         for name in names:
             tensors.pop(name, None)
         tensors["head.weight"], tensors["head.bias"] = weight, bias
-        return [
-            f"the head is the file's {names[0]}, {len(weight)} classes, fed the pooled feature as the model's own is"
-        ]
-    return []
+        said = f"the head is the file's {names[0]}, {len(weight)} classes"
+        return f"{said}, fed the pooled feature as the model's own is", names
+    return "", ()
 
 
 def _is_unused(spec: ModelSpec, name: str, tensor: torch.Tensor) -> bool:
@@ -241,20 +248,16 @@ def _is_unused(spec: ModelSpec, name: str, tensor: torch.Tensor) -> bool:
     return name in FAMILIES[spec.family].unused(spec)
 
 
-def _left_out(names: Collection[str], candidate: Candidate) -> list[str]:
-    return [f"left out of the file, no part of the model: {_named(sorted(names))}"] if names else []
-
-
 class _Grids:
     """Whether shapes will do. Position tables may have been fine-tuned on another grid or window than the published
-    one: `embed` and `window` are what they are on. A square one can be told by its size, another must be a size asked
-    for.
+    one: `embed` and `windows` are what they are on. A square one can be told by its size, another must be a size asked
+    for. A Swin has one window in all its stages.
     """
 
     def __init__(self, spec: ModelSpec, expected: Shapes, sizes: Sequence[Resolution]) -> None:
         self.expected = expected
         self.embed: Grid | None = None
-        self.window: Grid | None = None
+        self.windows: set[Grid] = set()
         self._grids = [spec.grid(size) for size in sizes]
         self._windows = [spec.window(size) for size in sizes]
 
@@ -269,10 +272,7 @@ class _Grids:
             doubled = _grid(given[0], [(2 * rows - 1, 2 * columns - 1) for rows, columns in self._windows])
             if doubled is None or doubled[0] % 2 == 0 or doubled[1] % 2 == 0:
                 return sentence
-            window = (doubled[0] // 2 + 1, doubled[1] // 2 + 1)
-            if self.window not in (None, window):
-                return f"{sentence}: the tables of one file are of different windows"
-            self.window = window
+            self.windows.add((doubled[0] // 2 + 1, doubled[1] // 2 + 1))
             return None
         if name == "patch_embed.proj.weight" and len(given) == 4 and given[1] != expected[1]:
             return f"{sentence}: {_channels(given[1])}"

@@ -74,28 +74,27 @@ class Candidate:
 def candidates(dictionaries: Mapping[str, Tensors]) -> list[Candidate]:
     """In the order of the file. Where no dictionary has a patch embedding, the one with the most tensors."""
     cleaned = {place: _unwrapped(tensors) for place, tensors in dictionaries.items() if not _is_optimizer(place)}
-    found: dict[str, Candidate] = {}
+    starts: dict[str, str] = {}  # what stands before an anchor, and the dictionary that this is in
     for place, tensors in cleaned.items():
         for name in tensors:
             full = f"{place}.{name}" if place else name
-            anchor = next((each for each in _ANCHORS if full == each or full.endswith(f".{each}")), None)
-            if anchor is None:
-                continue
-            made = _candidate(cleaned, place, full.removesuffix(anchor))
-            found.setdefault(made.key, made)
-    if not found and cleaned:
+            for anchor in _ANCHORS:
+                if full == anchor or full.endswith(f".{anchor}"):
+                    starts.setdefault(full.removesuffix(anchor), place)
+    if not starts and cleaned:
         place = max(cleaned, key=lambda each: len(cleaned[each]))
         return [Candidate(place=place, prefix="", tensors=cleaned[place])]
-    return list(found.values())
+    return [_candidate(cleaned, place, before, tuple(starts)) for before, place in starts.items()]
 
 
 def _is_optimizer(place: str) -> bool:
     return any(word.startswith("optim") for word in place.split("."))
 
 
-def _candidate(dictionaries: Mapping[str, Tensors], place: str, before: str) -> Candidate:
-    """What begins with `before`, which names a dictionary and what stands before names in it. `place`: the dictionary
-    that the patch embedding is in; one for every module, where modules are dictionaries.
+def _candidate(dictionaries: Mapping[str, Tensors], place: str, before: str, starts: tuple[str, ...]) -> Candidate:
+    """What begins with `before`, which names a dictionary and what stands before names in it, and not with a longer one
+    of `starts`. `place`: the dictionary that the patch embedding is in; one for every module, where modules are
+    dictionaries.
     """
     if place and not before.startswith(f"{place}."):
         holder = before.rstrip(".")
@@ -106,12 +105,13 @@ def _candidate(dictionaries: Mapping[str, Tensors], place: str, before: str) -> 
         return Candidate(place=holder, prefix="", tensors=flat, beside=_heads_around(dictionaries, holder))
     own = dictionaries[place]
     prefix = before.removeprefix(f"{place}.") if place else before
+    inner = tuple(each.removeprefix(before) for each in starts if each != before and each.startswith(before))
+    mine = {name for name in own if name.startswith(prefix) and not name.removeprefix(prefix).startswith(inner)}
     return Candidate(
         place=place,
         prefix=prefix,
-        tensors={name.removeprefix(prefix): each for name, each in own.items() if name.startswith(prefix)},
-        beside={name: each for name, each in own.items() if not name.startswith(prefix)}
-        | _heads_around(dictionaries, place),
+        tensors={name.removeprefix(prefix): own[name] for name in own if name in mine},
+        beside={name: own[name] for name in own if name not in mine} | _heads_around(dictionaries, place),
     )
 
 
