@@ -340,11 +340,11 @@ def graph(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_the_cache_gives_what_was_built_from_the_same_bytes(graph: tuple[Path, Path], tmp_path: Path) -> None:
-    onnx, weights = graph
+    _, weights = graph
     maker, kept = Slow(), tmp_path / "cache"
 
     def build(name: str, wanted: EngineSpec) -> Plan:
-        return cache.build(maker, onnx, weights, wanted, tmp_path / name, kept)
+        return cache.build(maker, graph, wanted, tmp_path / name, kept)
 
     first = build("a.slow", spec())
     second = build("b.slow", spec())
@@ -365,13 +365,13 @@ def test_the_cache_gives_what_was_built_from_the_same_bytes(graph: tuple[Path, P
 
 def test_a_damaged_entry_is_built_again(graph: tuple[Path, Path], tmp_path: Path) -> None:
     maker, kept = Slow(), tmp_path / "cache"
-    cache.build(maker, *graph, spec(), tmp_path / "a.slow", kept)
+    cache.build(maker, graph, spec(), tmp_path / "a.slow", kept)
     (entry,) = kept.iterdir()
     (entry / "engine.part").write_bytes(b"trap")
-    cache.build(maker, *graph, spec(), tmp_path / "a.slow", kept)
+    cache.build(maker, graph, spec(), tmp_path / "a.slow", kept)
     assert maker.built == 2
     assert (tmp_path / "a.part").read_bytes() == b"part"
-    cache.build(maker, *graph, spec(), tmp_path / "a.slow", kept)
+    cache.build(maker, graph, spec(), tmp_path / "a.slow", kept)
     assert maker.built == 2
 
 
@@ -379,7 +379,7 @@ def _build_many(folder: Path, number: int, start: Any) -> None:
     start.wait()
     for index in range(20):
         onnx = folder / f"model-{index}.onnx"
-        plan = cache.build(Slow(), onnx, onnx, spec(), folder / f"out-{number}-{index}.slow", folder / "cache")
+        plan = cache.build(Slow(), [onnx], spec(), folder / f"out-{number}-{index}.slow", folder / "cache")
         assert plan.files[0].read_bytes().startswith(onnx.read_bytes())
 
 

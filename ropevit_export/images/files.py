@@ -32,9 +32,7 @@ def opened(path: Path) -> Image.Image:
 def rgb(image: Image.Image) -> Image.Image:
     """Raises InputError for pixels of more than 8 bits, which PIL would cut off at 255."""
     if image.mode[:1] in ("I", "F"):
-        raise InputError(
-            f"the image has pixels of mode {image.mode}, needs 8 bits a channel: scale them to 0-255 first."
-        )
+        raise InputError(f"its pixels are of mode {image.mode}, needs 8 bits a channel: scale them to 0-255 first.")
     return image.convert("RGB")
 
 
