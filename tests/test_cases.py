@@ -139,7 +139,7 @@ def test_21(tmp_path: Path) -> None:
 SENTENCES = {
     "14": "holds a whole pickled module (timm.models.eva.Eva), whose class would have to be imported and run: save",
     "15": "is a TorchScript program, which holds a traced module",
-    "17": "wrong shape patch_embed.proj.weight (384, 1, 16, 16), needs (384, 3, 16, 16): it is of a model for gray images",
+    "17": "wrong shape patch_embed.proj.weight (384, 1, 16, 16), needs (384, 3, 16, 16): it is of a model for gray",
 }
 
 
