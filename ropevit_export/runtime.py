@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ropevit_export.backends.select import ENGINES, runner
+from ropevit_export.backends.select import ENGINES, form, runner
 from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BackendError, BundleError, InputError
 from ropevit_export.images.files import opened
@@ -107,8 +107,10 @@ class Model:
         self.manifest = manifest.read(bundle)
         self.preprocess = Preprocess(**self.manifest.preprocess.model_dump())
         graphs = artifacts(bundle, self.manifest, backend)
-        # Of an int8 graph in two forms, the backend's own.
-        self._graphs = sorted(graphs, key=lambda each: (each.form == "onnxruntime") != (backend == "onnxruntime"))
+        # Of a graph in several forms the backend's own, else the one for all.
+        self._graphs = sorted(
+            graphs, key=lambda each: (each.form != form(backend, each.precision), each.form != "portable")
+        )
         by_path = {graph.path: graph for graph in self._graphs}
         self._runner = functools.cache(lambda path: open_artifact(bundle, by_path[path], backend, **options))
         self._host = {graph.path: host_inputs(bundle, graph) for graph in self._graphs}
