@@ -112,8 +112,8 @@ def test_calibration_takes_a_folders_images_spread_evenly(tmp_path: Path) -> Non
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "a.png").write_bytes(PHOTOS[0].read_bytes()[:100])
-    with pytest.raises(InputError, match=r"a.png can't be read as an image"):
-        calibration.pictures(str(broken))[0]()
+    with pytest.raises(InputError, match=r"1 of 1 pictures of --calib .*broken can't be read, such as .*a.png: "):
+        calibration.pictures(str(broken))
 
 
 def test_targets_are_those_that_have_the_precision() -> None:

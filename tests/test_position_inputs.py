@@ -30,7 +30,7 @@ LIMIT = Resolution(height=320, width=448)
 RNG = np.random.default_rng(0)
 FREQS = torch.from_numpy(RNG.standard_normal((2, 12, 6 * 32)).astype(np.float32))
 WEIGHTS = Weights(tensors={"freqs": FREQS}, classes=0)
-EMBED = RNG.standard_normal((1, 14 * 14, 384)).astype(np.float32)
+EMBED = RNG.standard_normal((14, 14, 384)).astype(np.float32)
 
 
 def parts_of(spec: ModelSpec) -> dict[str, np.ndarray]:
@@ -53,19 +53,19 @@ def test_filled_tables_are_those_of_the_grid(model: str, tables: int, size: str)
             np.testing.assert_allclose(filled[name][index], theirs[index][kind], atol=3e-7)
 
 
-@given(rows=st.integers(1, 40), columns=st.integers(1, 40))
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), grid=st.sampled_from([(14, 14), (7, 28)]))
 @settings(deadline=None, max_examples=25)
-def test_the_embedding_is_resized_as_torch_does(rows: int, columns: int) -> None:
-    parts = inputs.parts([], EMBED, by_extent=False)
-    ours = inputs.fill(parts, rows, columns, 1)["pos_embed"]
-    image = torch.from_numpy(EMBED).reshape(1, 14, 14, 384).permute(0, 3, 1, 2)
+def test_the_embedding_is_resized_as_torch_does(rows: int, columns: int, grid: tuple[int, int]) -> None:
+    embed = EMBED.reshape(*grid, 384)
+    ours = inputs.fill(inputs.parts([], embed, by_extent=False), rows, columns, 1)["pos_embed"]
+    image = torch.from_numpy(embed)[None].permute(0, 3, 1, 2)
     theirs = torch.nn.functional.interpolate(image.double(), size=(rows, columns), mode="bicubic")
     np.testing.assert_allclose(ours, theirs[0].flatten(1).T, atol=1e-6)
 
 
 def test_an_embedding_of_the_grid_itself_is_untouched() -> None:
     parts = inputs.parts([], EMBED, by_extent=False)
-    assert np.array_equal(inputs.fill(parts, 14, 14, 1)["pos_embed"], EMBED[0])
+    assert np.array_equal(inputs.fill(parts, 14, 14, 1)["pos_embed"], EMBED.reshape(-1, 384))
 
 
 @pytest.mark.parametrize("model", ["rope_axial_deit_small", "rope_mixed_deit_small"])

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ropevit_export.images.files import rgb
 from ropevit_export.models.spec import Preprocess, Transform
 from ropevit_export.values import Resolution
 
@@ -27,7 +28,7 @@ def crop(image: Image.Image, preprocess: Transform, resolution: Resolution) -> n
     """
     width, height = _resized(image.size, preprocess, resolution)
     resampling = _RESAMPLING[preprocess.interpolation]
-    resized = np.asarray(image.convert("RGB").resize((width, height), resampling))
+    resized = np.asarray(rgb(image).resize((width, height), resampling))
     top = round((height - resolution.height) / 2.0)
     left = round((width - resolution.width) / 2.0)
     return resized[top : top + resolution.height, left : left + resolution.width]

@@ -115,9 +115,11 @@ class ModelSpec:
     patch             its side in pixels
     dims, depths, heads   one entry a stage; an isotropic ViT has one stage
     window_of         pixels a token of a window: the window is size // window_of; None: attention sees all tokens
+    own_window        rows and columns of the windows that a file was trained with, at the sizes that they divide
     class_token, registers   tokens before the patches, in this order; they don't turn
     ape               absolute embedding of patches, on a grid of `ape_grid` a side in the published file
     hidden            width of the MLP; None: four times the model's
+    norm_pooled       the final norm is behind the pooling, not of all tokens
     pool              the authors' global feature: class token or mean of the patches
     head_pool         what a head reads, where a fine-tuned model is usually trained on another feature
     classes           of the published weights; 0: no head
@@ -139,6 +141,7 @@ class ModelSpec:
     transform: Transform
     multiple: int
     window_of: int | None = None
+    own_window: tuple[int, int] | None = None
     class_token: bool = True
     registers: int = 0
     ape: bool = False
@@ -148,6 +151,7 @@ class ModelSpec:
     mlp: Mlp = "gelu"
     hidden: int | None = None
     norm_eps: float = 1e-6
+    norm_pooled: bool = False
     pool: Pool = "token"
     head_pool: Pool | None = None
     classes: int = 1000
@@ -181,7 +185,14 @@ class ModelSpec:
         """
         if self.window_of is None:
             return self.grid(resolution)
+        if self.own_window is not None and self.takes_window(self.own_window, resolution):
+            return self.own_window
         return resolution.height // self.window_of, resolution.width // self.window_of
+
+    def takes_window(self, window: tuple[int, int], resolution: Resolution) -> bool:
+        """Whether every stage's map is whole windows: the last one's is the smallest."""
+        last = (side >> len(self.depths) - 1 for side in self.grid(resolution))
+        return all(side % extent == 0 for side, extent in zip(last, window, strict=True))
 
     def extents(self, resolution: Resolution) -> dict[str, int]:
         """What the dynamic axes of a graph measure at a size; `tokens` counts those before the patches too."""

@@ -42,7 +42,8 @@ def shapes(spec: ModelSpec, classes: int) -> dict[str, tuple[int, ...]]:
     out |= {"patch_embed.proj.weight": (dim, 3, spec.patch, spec.patch), "patch_embed.proj.bias": (dim,)}
     for prefix, _ in spec.blocks:
         out |= {prefix + name: shape for name, shape in _block_shapes(spec).items()}
-    out |= {"norm.weight": (dim,), "norm.bias": (dim,)}
+    norm = "fc_norm" if spec.norm_pooled else "norm"
+    out |= {f"{norm}.weight": (dim,), f"{norm}.bias": (dim,)}
     return out | ({"head.weight": (classes, dim), "head.bias": (classes,)} if classes else {})
 
 
@@ -69,14 +70,28 @@ def _block_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def as_filed(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
-    """See `families.Knowledge`: q and v have a bias if the file has one."""
-    filed = any(name.endswith(("attn.q_bias", "attn.v_bias")) for name in tensors)
-    return dataclasses.replace(spec, qkv_bias="qv") if spec.qkv_bias == "optional" and filed else spec
+    """See `families.Knowledge`: q and v have a bias if the file has one. timm fine-tunes on the mean of the patches
+    with a norm behind it, `fc_norm`, in place of the one before.
+    """
+    if spec.qkv_bias == "optional" and any(name.endswith(("attn.q_bias", "attn.v_bias")) for name in tensors):
+        spec = dataclasses.replace(spec, qkv_bias="qv")
+    if "fc_norm.weight" in tensors and "norm.weight" not in tensors:
+        spec = dataclasses.replace(spec, norm_pooled=True, pool="avg", head_pool=None)
+    return spec
+
+
+def unused(spec: ModelSpec) -> tuple[str, ...]:
+    """See `families.Knowledge`."""
+    return () if spec.ape else ("pos_embed",)
 
 
 def official(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> Official:
     """See `families.Knowledge`. Of DINOv3's kind from three layouts, with the rotary periods that a file holds."""
-    return _dinov3(spec, tensors) if spec.rope.coordinates.centred else Official(tensors=_deit(tensors))
+    found = _dinov3(spec, tensors) if spec.rope.coordinates.centred else Official(tensors=_deit(tensors))
+    if as_filed(spec, found.tensors).norm_pooled:
+        said = "pooled is the mean over patches, normalised behind it, as the file's fc_norm says"
+        return dataclasses.replace(found, choices=(*found.choices, said))
+    return found
 
 
 def _deit(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -142,7 +157,11 @@ def reference(spec: ModelSpec, weights: Weights, resolution: Resolution) -> nn.M
     """See `families.Knowledge`: timm's own model, its tensors replaced."""
     import timm
 
-    own = {"qkv_bias": "blocks.0.attn.q_bias" in weights.tensors} if spec.qkv_bias in ("qv", "optional") else {}
+    own: dict[str, Any] = {}
+    if spec.qkv_bias in ("qv", "optional"):
+        own["qkv_bias"] = "blocks.0.attn.q_bias" in weights.tensors
+    if "fc_norm.weight" in weights.tensors:
+        own |= {"global_pool": "avg"} if spec.rope.kind == "none" else {"global_pool": "avg", "use_fc_norm": True}
     model: nn.Module = timm.create_model(
         spec.timm or "vit_small_patch16_rope_mixed_224",  # what timm lacks is of that form
         img_size=(resolution.height, resolution.width),

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
+from ropevit_export.passes.constants import DeduplicateConstants
 from ropevit_export.passes.heads import HeadsFirst
 from ropevit_export.passes.norms import ScaleAfterProduct
 from ropevit_export.passes.operators import DOMAIN
@@ -57,7 +58,7 @@ DEFAULT: tuple[type[ir.passes.PassBase], ...] = (
     common.IdentityEliminationPass,
     common.LiftConstantsToInitializersPass,
     common.CommonSubexpressionEliminationPass,
-    common.DeduplicateHashedInitializersPass,  # onnxsim gives every node its own copy of small constants
+    DeduplicateConstants,
     StaticReshape,  # reads the shapes that onnxsim has inferred
     common.RemoveUnusedNodesPass,
     common.RemoveUnusedOpsetsPass,
@@ -178,7 +179,7 @@ def _separate(model: ir.Model) -> ir.Model:
 
 
 def _clean() -> list[ir.passes.PassBase]:
-    return [common.DeduplicateHashedInitializersPass(), common.RemoveUnusedNodesPass()]
+    return [DeduplicateConstants(), common.RemoveUnusedNodesPass()]
 
 
 def apply(graph: Graph, steps: Sequence[ir.passes.PassBase]) -> Graph:

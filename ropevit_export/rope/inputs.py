@@ -9,7 +9,6 @@ P pairs · S side of the checkpoint's grid · W width of the model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,9 +26,9 @@ BY_EXTENT = "_by_extent"
 
 def parts(factors: Sequence[Factors], pos_embed: FloatArray | None, *, by_extent: bool) -> dict[str, FloatArray]:
     """What `fill` needs for grids up to a limit: the factors of each block (`tables.block_factors`) and an absolute
-    embedding (1, S·S, W) or none.
+    embedding (S, S, W) or none, whose grid need not be square.
 
-    cos_x, sin_x (L, C, A, P) and cos_y, sin_y (L, R, A, P) of a model that turns; pos_embed (S, S, W). With `by_extent`
+    cos_x, sin_x (L, C, A, P) and cos_y, sin_y (L, R, A, P) of a model that turns; pos_embed as it is. With `by_extent`
     every number of columns and rows has a table of its own, and the names end in `_by_extent`.
     """
     made: dict[str, FloatArray] = {}
@@ -40,8 +39,7 @@ def parts(factors: Sequence[Factors], pos_embed: FloatArray | None, *, by_extent
             if distinct:
                 made[f"{label}_{name}{ending}"] = np.stack([each[axis][kind] for each in distinct])
     if pos_embed is not None:
-        side = math.isqrt(pos_embed.shape[1])
-        made["pos_embed"] = pos_embed.reshape(side, side, -1)
+        made["pos_embed"] = pos_embed
     return made
 
 
@@ -59,7 +57,7 @@ def fill(made: Arrays, rows: int, columns: int, prefix: int) -> dict[str, FloatA
         filled["sin"] = _behind_prefix(sin_x * cos_y + cos_x * sin_y, prefix, 0.0)
     if "pos_embed" in made:
         embed = made["pos_embed"]
-        y, x = (_resizing(extent, len(embed)) for extent in (rows, columns))
+        y, x = (_resizing(extent, side) for extent, side in zip((rows, columns), embed.shape, strict=False))
         resized = np.einsum("rs,stw,ct->rcw", y, embed, x, optimize=True)
         filled["pos_embed"] = resized.reshape(rows * columns, -1).astype(np.float32)
     return filled

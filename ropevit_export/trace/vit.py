@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -37,15 +37,16 @@ class DeployVit(nn.Module):
         self.count = spec.prefix
         self.register_buffer("pos_embed", None if io.any_size else tensors.get("pos_embed"))
         limit = max(spec.grid(io.resolution))
-        resizes = spec.ape and io.rope == "dynamic"
-        self.resized = ResizedEmbedding(tensors["pos_embed"], limit) if resizes else None
+        grid = weights.embed_grid if io.rope == "dynamic" else None
+        self.resized = None if grid is None else ResizedEmbedding(tensors["pos_embed"], grid, limit)
         self.positions = positions
         last, first_only = last_block(spec, io.outputs), only_class_token(spec, io.outputs)
         self.blocks = nn.ModuleList(
             Block(spec, tensors, prefix, first_only=first_only and index == last)
             for index, (prefix, _) in enumerate(spec.blocks[: last + 1])
         )
-        self.norm = Norm(tensors, "norm", spec.norm_eps)
+        self.norm_pooled = spec.norm_pooled
+        self.norm = Norm(tensors, "fc_norm" if spec.norm_pooled else "norm", spec.norm_eps)
         self.head = linear(tensors, "head") if "logits" in io.output_names else None
 
     def forward(
@@ -76,25 +77,31 @@ class DeployVit(nn.Module):
             x = block(x, *pair)
             if index in wanted:
                 kept[index] = x
-        answers = []
-        for output in self.io.outputs:
-            if output.block is not None:
-                answers.append(self._map(kept[output.block], rows, columns, normed=output.normed))
-            elif output.kind == "tokens":
-                answers.append(self.norm(x))
-            else:
-                pooled = self._pooled(x, output.pool or "token")
-                answers.append(self.head(pooled) if output.kind == "logits" and self.head is not None else pooled)
-        return tuple(answers)
+        return tuple(self._answer(output, x, kept, rows, columns) for output in self.io.outputs)
+
+    def _answer(
+        self, output: Output, x_BTC: torch.Tensor, kept: Mapping[int, torch.Tensor], rows: int, columns: int
+    ) -> torch.Tensor:
+        """One output, from what the last block gives and what those that are read give."""
+        if output.block is not None:
+            return self._map(kept[output.block], rows, columns, normed=output.normed)
+        if output.kind == "tokens":
+            return x_BTC if self.norm_pooled else self.norm(x_BTC)
+        if output.kind == "cls" and self.norm_pooled:
+            return x_BTC[:, 0]
+        pooled = self._pooled(x_BTC, output.pool or "token")
+        return self.head(pooled) if output.kind == "logits" and self.head is not None else pooled
 
     def _map(self, x_BTC: torch.Tensor, rows: int, columns: int, *, normed: bool) -> torch.Tensor:
         """The patch tokens as (B, C, rows, columns)."""
         patches = x_BTC[:, self.count :]
-        patches = self.norm(patches) if normed else patches
+        patches = self.norm(patches) if normed and not self.norm_pooled else patches
         return patches.transpose(1, 2).unflatten(2, (rows, columns))
 
     def _pooled(self, x_BTC: torch.Tensor, pool: Pool) -> torch.Tensor:
-        """(B, C). The norm is every token's own, so what is not read is cut off before it."""
+        """(B, C). A norm of all tokens is every token's own, so what is not read is cut off before it."""
+        if self.norm_pooled:
+            return self.norm(x_BTC[:, self.count :].mean(1) if pool == "avg" else x_BTC[:, 0])
         if pool == "avg":
             return self.norm(x_BTC[:, self.count :]).mean(1)
         return self.norm(x_BTC[:, :1]).flatten(1)
