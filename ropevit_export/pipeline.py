@@ -120,7 +120,7 @@ def _add_graph(draft: Draft, weights: Weights, io: IoSpec, progress: Progress) -
         sample = _as_fed(exact, io)
         for artifact, _ in sources:
             _check_graph(draft, artifact, io, sample, progress)
-        draft.add_golden(size, sample.images, sample.expected)
+        draft.add_golden(size, sample.images, sample.expected, sample.host)
     draft.require_parity()
     artifact, products = sources[0]
     hosts = {size: _as_fed(sample, io).host for size, sample in samples_by_size.items()}

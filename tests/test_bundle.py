@@ -299,7 +299,7 @@ def test_a_truncated_manifest_is_an_error(tmp_path: Path) -> None:
 
 def test_the_golden_file_is_plain_safetensors(tmp_path: Path) -> None:
     image, expected = np.zeros((2, 4, 4, 3), np.uint8), np.ones((2, 5), np.float32)
-    golden.write(tmp_path / "golden", image, {"logits": expected})
+    golden.write(tmp_path / "golden", image, {"logits": expected}, {})
     assert {name: each.shape for name, each in load_file(tmp_path / "golden").items()} == {
         "image": (2, 4, 4, 3),
         "expected": (2, 5),

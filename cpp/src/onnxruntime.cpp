@@ -123,9 +123,9 @@ class OrtContext : public Context, public DeviceContext {
   }
 
   void run() override {
-    ort_.check(ort_->Run(session_, run_options_.get(), input_names_.data(), input_values_.data(), input_values_.size(),
-                         output_names_.data(), output_names_.size(), output_values_.data()),
-               "ONNX Runtime failed to run " + model_);
+    OrtStatus* status = ort_->Run(session_, run_options_.get(), input_names_.data(), input_values_.data(),
+                                  input_values_.size(), output_names_.data(), output_names_.size(), output_values_.data());
+    if (status != nullptr) ort_.check(status, "ONNX Runtime failed to run " + model_);
   }
 
   void run(const void* images, const std::vector<void*>& outputs) override {

@@ -96,7 +96,8 @@ class OpenVinoContext : public Context {
   }
 
   void run() override {
-    openvino_.check(openvino_.infer_request_infer(request_.get()), "OpenVINO failed to run " + model_);
+    const ov_status_e status = openvino_.infer_request_infer(request_.get());
+    if (status != ov_status_e::OK) openvino_.check(status, "OpenVINO failed to run " + model_);
   }
 
  private:

@@ -63,63 +63,70 @@ void Resampler::Axis::prepare(int from_, int to_, int begin_, int extent_, Inter
   }
 }
 
+// `rows` rows of `from`, whose columns begin at `offset`.
+void Resampler::across(const std::uint8_t* from, std::ptrdiff_t pitch, int rows, int offset, std::uint8_t* to) const {
+  for (int y = 0; y < rows; ++y, from += pitch)
+    for (int x = 0; x < columns_.extent; ++x, to += 3) {
+      const std::uint8_t* pixel = from + std::ptrdiff_t{3} * (columns_.first[static_cast<std::size_t>(x)] - offset);
+      const std::int32_t* weight = columns_.weights.data() + static_cast<std::ptrdiff_t>(x) * columns_.width;
+      const std::int32_t* end = weight + columns_.count[static_cast<std::size_t>(x)];
+      std::int32_t red = half, green = half, blue = half;
+      for (; weight != end; ++weight, pixel += 3) {
+        red += pixel[0] * *weight;
+        green += pixel[1] * *weight;
+        blue += pixel[2] * *weight;
+      }
+      to[0] = clipped(red), to[1] = clipped(green), to[2] = clipped(blue);
+    }
+}
+
+// Rows of `bytes`, the first of which is row `offset`.
+void Resampler::down(const std::uint8_t* from, std::ptrdiff_t pitch, std::size_t bytes, int offset, std::uint8_t* to) {
+  sums_.resize(bytes);
+  for (int y = 0; y < rows_.extent; ++y, to += bytes) {
+    std::fill(sums_.begin(), sums_.end(), half);
+    const std::int32_t* weight = rows_.weights.data() + static_cast<std::ptrdiff_t>(y) * rows_.width;
+    const std::uint8_t* row = from + (rows_.first[static_cast<std::size_t>(y)] - offset) * pitch;
+    for (int at = 0; at < rows_.count[static_cast<std::size_t>(y)]; ++at, row += pitch) {
+      const std::int32_t factor = weight[at];
+      for (std::size_t x = 0; x < bytes; ++x) sums_[x] += row[x] * factor;
+    }
+    for (std::size_t x = 0; x < bytes; ++x) to[x] = clipped(sums_[x]);
+  }
+}
+
 void Resampler::resize(const Pixels& picture, Size whole, Window window, Interpolation interpolation,
                        std::uint8_t* out) {
   const std::ptrdiff_t pitch = picture.pitch != 0 ? picture.pitch : std::ptrdiff_t{3} * picture.width;
   const auto [height, width] = window.size;
-  const bool horizontal = whole.width != picture.width, vertical = whole.height != picture.height;
-  const std::size_t line = static_cast<std::size_t>(width) * 3;
-
+  const auto line = static_cast<std::ptrdiff_t>(width) * 3;
+  const std::uint8_t* corner = picture.data + window.top * pitch + std::ptrdiff_t{3} * window.left;
+  const auto room = [&](int rows, std::ptrdiff_t row) {
+    between_.resize(static_cast<std::size_t>(rows) * static_cast<std::size_t>(row));
+    return between_.data();
+  };
   // An axis that keeps its extent is copied, not filtered.
-  int low = window.top, high = window.top + height;  // rows of the picture that are read
-  if (vertical) {
-    rows_.prepare(picture.height, whole.height, window.top, height, interpolation);
-    low = rows_.first.front();
-    high = rows_.first.back() + rows_.count.back();
-  }
+  const bool horizontal = whole.width != picture.width, vertical = whole.height != picture.height;
   if (horizontal) columns_.prepare(picture.width, whole.width, window.left, width, interpolation);
-
-  const std::uint8_t* source = picture.data + low * pitch + std::ptrdiff_t{3} * window.left;
-  std::ptrdiff_t source_pitch = pitch;
-  if (horizontal) {
-    std::uint8_t* target = out;
-    if (vertical) {
-      between_.resize(static_cast<std::size_t>(high - low) * line);
-      target = between_.data();
-    }
-    for (int y = low; y < high; ++y) {
-      const std::uint8_t* row = picture.data + y * pitch;
-      std::uint8_t* to = target + static_cast<std::size_t>(y - low) * line;
-      for (int x = 0; x < width; ++x, to += 3) {
-        const std::uint8_t* pixel = row + std::ptrdiff_t{3} * columns_.first[static_cast<std::size_t>(x)];
-        const std::int32_t* weight = columns_.weights.data() + static_cast<std::ptrdiff_t>(x) * columns_.width;
-        std::int32_t red = half, green = half, blue = half;
-        for (int at = 0; at < columns_.count[static_cast<std::size_t>(x)]; ++at, pixel += 3) {
-          red += pixel[0] * weight[at];
-          green += pixel[1] * weight[at];
-          blue += pixel[2] * weight[at];
-        }
-        to[0] = clipped(red), to[1] = clipped(green), to[2] = clipped(blue);
-      }
-    }
-    source = between_.data();
-    source_pitch = static_cast<std::ptrdiff_t>(line);
-  }
-  if (vertical) {
-    sums_.resize(line);
-    for (int y = 0; y < height; ++y) {
-      std::fill(sums_.begin(), sums_.end(), half);
-      const std::int32_t* weight = rows_.weights.data() + static_cast<std::ptrdiff_t>(y) * rows_.width;
-      for (int at = 0; at < rows_.count[static_cast<std::size_t>(y)]; ++at) {
-        const std::uint8_t* row = source + (rows_.first[static_cast<std::size_t>(y)] + at - low) * source_pitch;
-        const std::int32_t factor = weight[at];
-        for (std::size_t x = 0; x < line; ++x) sums_[x] += row[x] * factor;
-      }
-      std::uint8_t* to = out + static_cast<std::size_t>(y) * line;
-      for (std::size_t x = 0; x < line; ++x) to[x] = clipped(sums_[x]);
-    }
+  if (vertical) rows_.prepare(picture.height, whole.height, window.top, height, interpolation);
+  if (!horizontal && !vertical) {
+    for (int y = 0; y < height; ++y) std::memcpy(out + y * line, corner + y * pitch, static_cast<std::size_t>(line));
+  } else if (!vertical) {
+    across(corner - std::ptrdiff_t{3} * window.left, pitch, height, 0, out);
   } else if (!horizontal) {
-    for (int y = 0; y < height; ++y) std::memcpy(out + static_cast<std::size_t>(y) * line, source + y * pitch, line);
+    down(corner - window.top * pitch, pitch, static_cast<std::size_t>(line), 0, out);
+  } else if (picture.height - whole.height > std::max(0, 2 * (picture.width - whole.width))) {
+    // Pillow takes the height first where it shrinks by so much more; what lies between the passes is rounded.
+    const int low = columns_.first.front(), high = columns_.first.back() + columns_.count.back();
+    const std::ptrdiff_t row = std::ptrdiff_t{3} * (high - low);
+    std::uint8_t* between = room(height, row);
+    down(picture.data + std::ptrdiff_t{3} * low, pitch, static_cast<std::size_t>(row), 0, between);
+    across(between, row, height, low, out);
+  } else {
+    const int low = rows_.first.front(), high = rows_.first.back() + rows_.count.back();
+    std::uint8_t* between = room(high - low, line);
+    across(picture.data + low * pitch, pitch, high - low, 0, between);
+    down(between, line, static_cast<std::size_t>(line), low, out);
   }
 }
 

@@ -1,4 +1,4 @@
-// Resizing with antialiasing, to the bit as Pillow does it for 8-bit images.
+// Resizing with antialiasing, to the bit as Pillow 13 does it for 8-bit images.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,9 @@ class Resampler {
 
     void prepare(int from, int to, int begin, int extent, Interpolation interpolation);
   };
+
+  void across(const std::uint8_t* from, std::ptrdiff_t pitch, int rows, int offset, std::uint8_t* to) const;
+  void down(const std::uint8_t* from, std::ptrdiff_t pitch, std::size_t bytes, int offset, std::uint8_t* to);
 
   Axis rows_, columns_;
   std::vector<std::uint8_t> between_;
