@@ -93,7 +93,7 @@ def make(name: str, folder: Path, threads: int) -> Path:
     answers = folder / name / "python"
     answers.mkdir()
     for backend in case.backends:
-        with _threads(threads):
+        with threads_of_python(threads):
             _write_answers(bundle, backend, answers)
     return bundle
 
@@ -108,7 +108,7 @@ def _write_answers(bundle: Path, backend: str, folder: Path) -> None:
         save_file(model.run_all(images[: artifact.batch.min]), folder / f"{backend}-{text}.safetensors")
 
 
-class _threads:  # noqa: N801 - a context manager
+class threads_of_python:  # noqa: N801 - a context manager
     """Sessions with so many threads: the runtime's options leave them to ONNX Runtime."""
 
     def __init__(self, count: int) -> None:

@@ -605,3 +605,78 @@ def test_the_example_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureF
     assert cli.run(["cpp-example", str(tmp_path / "new" / "folder")]) == 0
     assert cli.run(["cpp-example", str(tmp_path / "new" / "folder")]) == 1
     assert "holds CMakeLists.txt, main.cpp already: name another folder" in capsys.readouterr().err
+
+
+# Slow ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_family_and_mode(built: Path, tmp_path: Path) -> None:
+    for name in cpp_cases.CASES:
+        cpp_cases.make(name, tmp_path, THREADS)
+    env = cpp_cases.environment(tmp_path, THREADS)
+    done("ctest", "--test-dir", built, "--output-on-failure", "-R", "answers", env=env)
+
+
+@pytest.mark.slow
+def test_addresses_and_undefined_behaviour(environment: dict[str, str], cases: Path, tmp_path: Path) -> None:
+    """All tests, and programs on files that were damaged at random."""
+    built = build(
+        ROOT / "build" / "cpp-address", "-DROPEVIT_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"
+    )
+    env = {**environment, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    done("ctest", "--test-dir", built, "--output-on-failure", env=env)  # runtimes leak at exit: not ours to count
+    rng = np.random.default_rng(0)
+    for name in ("manifest.json", "golden-48.safetensors", "positions.safetensors"):
+        for round_ in range(25):
+            folder = tmp_path / f"{name}-{round_}"
+            shutil.copytree(cases / "inputs" / "bundle", folder)
+            content = bytearray((folder / name).read_bytes())
+            head = min(len(content), 2000) if round_ % 2 else len(content)
+            for _ in range(int(rng.integers(1, 4))):
+                content[int(rng.integers(0, head))] = int(rng.integers(0, 256))
+            (folder / name).write_bytes(content[: int(rng.integers(1, len(content)))] if round_ % 5 == 0 else content)
+            if name != "manifest.json":
+                rehashed(folder, name)
+            ran = subprocess.run(
+                [built / "ropevit-verify", folder],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, **env},
+            )
+            assert ran.returncode in (0, 1, 3), ran.stderr
+            assert "Sanitizer" not in ran.stderr
+            assert "runtime error" not in ran.stderr
+            shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_calls_of_four_threads(environment: dict[str, str]) -> None:
+    built = build(ROOT / "build" / "cpp-thread", "-DROPEVIT_SANITIZE=thread", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+    said = done(
+        built / "tests" / "test_concurrent",
+        env={**environment, "ROPEVIT_TEST_CALLS": "100000", "TSAN_OPTIONS": "halt_on_error=1"},
+    )
+    assert "100000 calls from 4 threads" in said
+    assert "WARNING: ThreadSanitizer" not in said
+    fake = built / "tests" / "libfake_gpu.so"
+    done(built / "tests" / "test_engine", env={"FAKE_GPU": str(fake), "ROPEVIT_CUDART": str(fake)})
+
+
+@pytest.mark.slow
+def test_one_binary_runs_with_many_releases_of_onnx_runtime(
+    library: cpp_library.Library, cases: Path, environment: dict[str, str]
+) -> None:
+    """Those in ROPEVIT_ONNXRUNTIMES, a list of libraries: pip install --target FOLDER onnxruntime==1.20.1, …"""
+    others = os.environ.get("ROPEVIT_ONNXRUNTIMES", "").split()
+    if not others:
+        pytest.skip("ROPEVIT_ONNXRUNTIMES names no libraries of other releases")
+    bundle = cases / "baked" / "bundle"
+    image = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    wanted = load(bundle).run(image)
+    for path in others:
+        model = cpp_library.Model(library, bundle, path=path, threads=THREADS)
+        (release,) = re.findall(r"libonnxruntime\.so\.([\d.]+)$", path)
+        assert model.describe(32, 32).startswith(f"ONNX Runtime {release}, CPUExecutionProvider, float32")
+        np.testing.assert_allclose(model.run(image)["logits"], wanted, atol=1e-5)

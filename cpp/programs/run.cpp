@@ -55,8 +55,8 @@ void time_of(const char* what, int runs, Call call) {
   }
   std::sort(times.begin(), times.end());
   const auto at = [&](double share) { return times[static_cast<std::size_t>(share * static_cast<double>(runs - 1))]; };
-  std::printf("%-8s %d runs, ms: min %.3f, p50 %.3f, p90 %.3f, p99 %.3f, max %.3f\n", what, runs, at(0), at(0.5), at(0.9),
-              at(0.99), at(1));
+  std::printf("%-8s %d runs, ms: min %.3f, p50 %.3f, p90 %.3f, p99 %.3f, max %.3f\n", what, runs, at(0), at(0.5),
+              at(0.9), at(0.99), at(1));
 }
 
 void bench(const ropevit::Model& model, const ropevit::Picture& picture, ropevit::Size size, int runs) {
@@ -65,7 +65,8 @@ void bench(const ropevit::Model& model, const ropevit::Picture& picture, ropevit
   std::vector<unsigned char> images(model.input_bytes(size) * count);
   time_of("prepare", runs, [&] { model.prepare(picture.pixels(), size, images.data()); });
   for (std::size_t at = 1; at < count; ++at)
-    std::copy_n(images.begin(), model.input_bytes(size), images.begin() + static_cast<std::ptrdiff_t>(at * model.input_bytes(size)));
+    std::copy_n(images.begin(), model.input_bytes(size),
+                images.begin() + static_cast<std::ptrdiff_t>(at * model.input_bytes(size)));
   ropevit::Answers answers;
   const ropevit::Batch batch{images.data(), model.input().type, count, size};
   time_of("run", runs, [&] { model.run(batch, answers); });

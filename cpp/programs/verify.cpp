@@ -27,8 +27,8 @@ int verify(const ropevit::Arguments& arguments) {
   const ropevit::Verification found = ropevit::verify(bundle, backend, ropevit::options_of(arguments));
 
   std::size_t wrong = 0;
-  std::printf("%-28s %-9s %5s  %-14s %9s %9s %12s  %-22s %s\n", "artifact", "size", "batch", "output", "max abs", "of rms",
-              "cosine", "limit", "verdict");
+  std::printf("%-28s %-9s %5s  %-14s %9s %9s %12s  %-22s %s\n", "artifact", "size", "batch", "output", "max abs",
+              "of rms", "cosine", "limit", "verdict");
   for (const ropevit::Comparison& each : found.comparisons) {
     char size[32], limit[48];
     std::snprintf(size, sizeof size, "%dx%d", each.size.height, each.size.width);

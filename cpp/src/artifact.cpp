@@ -60,7 +60,9 @@ std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::s
     throw BundleError(bundle.string() + " holds no " + kind + " artifact for " + backend +
                       (kind == "onnx" ? "." : ": export it with --engine " + backend + "."));
   // Of an int8 graph in two forms, the backend's own.
-  const auto foreign = [&](const Artifact* each) { return (each->form == "onnxruntime") != (backend == "onnxruntime"); };
+  const auto foreign = [&](const Artifact* each) {
+    return (each->form == "onnxruntime") != (backend == "onnxruntime");
+  };
   std::stable_sort(found.begin(), found.end(),
                    [&](const Artifact* a, const Artifact* b) { return !foreign(a) && foreign(b); });
   return found;

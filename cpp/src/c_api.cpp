@@ -135,7 +135,8 @@ size_t ropevit_answers_size(const ropevit_answers* answers) { return answers->an
 ropevit_status ropevit_answer(const ropevit_answers* answers, size_t index, ropevit_tensor* tensor) {
   return status_of([&] {
     const ropevit::Tensor& found = answers->answers[index];
-    *tensor = {found.name.c_str(), static_cast<ropevit_type>(found.type), found.shape.size(), found.shape.data(),
-               found.data, found.bytes};
+    *tensor = {found.name.c_str(), static_cast<ropevit_type>(found.type),
+               found.shape.size(), found.shape.data(),
+               found.data,         found.bytes};
   });
 }

@@ -43,7 +43,10 @@ class Cuda {
   }
 
  private:
-  Library library_{"the CUDA runtime", {}, "ROPEVIT_CUDART", {"libcudart.so.13", "libcudart.so.12"},
+  Library library_{"the CUDA runtime",
+                   {},
+                   "ROPEVIT_CUDART",
+                   {"libcudart.so.13", "libcudart.so.12"},
                    "pip install nvidia-cuda-runtime"};
 
  public:
@@ -63,7 +66,8 @@ class Cuda {
   // Throws BackendError that begins with `what`.
   void check(cudaError_t code, const std::string& what) const {
     if (code == cudaSuccess) return;
-    throw BackendError(what + ": " + GetErrorString(code) + " (CUDA error " + std::to_string(static_cast<int>(code)) + ")");
+    throw BackendError(what + ": " + GetErrorString(code) + " (CUDA error " + std::to_string(static_cast<int>(code)) +
+                       ")");
   }
 };
 
@@ -178,7 +182,8 @@ class Engine {
     if (engine_ == nullptr)
       throw BackendError(std::string(library_name) + " " + version_ + " can't load " + name_ + " on SM " + target_ +
                          "; it was built with " + artifact.built_with +
-                         (artifact.targets.empty() ? "" : " for SM " + joined(artifact.targets)) + ": " + log_.reason());
+                         (artifact.targets.empty() ? "" : " for SM " + joined(artifact.targets)) + ": " +
+                         log_.reason());
     for (const auto* side : {&artifact.inputs, &artifact.outputs})
       for (const ArrayEntry& each : *side) check(each, side == &artifact.inputs);
 #ifdef ROPEVIT_ENGINE_RTX
@@ -245,7 +250,8 @@ class Engine {
   void check(const ArrayEntry& entry, bool input) const {
     const trt::TensorIOMode mode = engine_->getTensorIOMode(entry.name.c_str());
     if (mode != (input ? trt::TensorIOMode::kINPUT : trt::TensorIOMode::kOUTPUT))
-      throw BackendError(name_ + " has no " + (input ? "input " : "output ") + entry.name + ", which the manifest lists.");
+      throw BackendError(name_ + " has no " + (input ? "input " : "output ") + entry.name +
+                         ", which the manifest lists.");
     const DataType type = type_of(engine_->getTensorDataType(entry.name.c_str()), name_ + "'s " + entry.name);
     if (type != entry.type)
       throw BackendError(name_ + " has " + entry.name + " in " + name_of(type) + ", the manifest says " +
@@ -268,8 +274,8 @@ class Engine {
       ranges.push_back(text_of(shape(inputs.front(), trt::OptProfileSelector::kMIN)) + " to " +
                        text_of(shape(inputs.front(), trt::OptProfileSelector::kMAX)));
     }
-    throw BackendError(name_ + " has no profile for " + inputs.front().name + " " + text_of(dims_of(inputs.front().shape)) +
-                       "; it takes " + joined(ranges, " or ") + ".");
+    throw BackendError(name_ + " has no profile for " + inputs.front().name + " " +
+                       text_of(dims_of(inputs.front().shape)) + "; it takes " + joined(ranges, " or ") + ".");
   }
 
 #ifdef ROPEVIT_ENGINE_RTX
@@ -278,8 +284,9 @@ class Engine {
     cache_.reset(config_->createRuntimeCache());
     const char* cache = std::getenv("XDG_CACHE_HOME");
     const char* home = std::getenv("HOME");
-    const std::filesystem::path folder = cache != nullptr && *cache != '\0' ? std::filesystem::path(cache)
-                                                                           : std::filesystem::path(home ? home : ".") / ".cache";
+    const std::filesystem::path folder = cache != nullptr && *cache != '\0'
+                                             ? std::filesystem::path(cache)
+                                             : std::filesystem::path(home ? home : ".") / ".cache";
     kernels_ = folder / "ropevit-export" / (sha256_of(plan) + "-" + version_ + "-sm" + target_ + ".kernels");
     std::ifstream stream(kernels_, std::ios::binary);
     const std::vector<char> bytes{std::istreambuf_iterator<char>(stream), {}};
@@ -361,7 +368,8 @@ class EngineDeviceContext : public DeviceContext {
       const Buffer& each = inputs[at];
       const DeviceMemory& memory = memory_.emplace_back(engine_->cuda(), each.bytes);
       engine_->cuda().check(
-          engine_->cuda().MemcpyAsync(memory.data(), each.data, each.bytes, cudaMemcpyHostToDevice, stream_), each.name);
+          engine_->cuda().MemcpyAsync(memory.data(), each.data, each.bytes, cudaMemcpyHostToDevice, stream_),
+          each.name);
       engine_->set_address(*context_, each.name, memory.data());
     }
     engine_->cuda().check(engine_->cuda().StreamSynchronize(stream_), engine_->name());

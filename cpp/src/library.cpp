@@ -33,7 +33,8 @@ Library::Library(const std::string& runtime, const std::filesystem::path& given,
 
 void* Library::address(const char* name) const {
   void* found = dlsym(handle_, name);
-  if (found == nullptr) throw BackendError(path_ + " is no " + runtime_ + " that this library knows: it lacks " + name + ".");
+  if (found == nullptr)
+    throw BackendError(path_ + " is no " + runtime_ + " that this library knows: it lacks " + name + ".");
   return found;
 }
 

@@ -11,8 +11,8 @@ namespace ropevit {
 // A shared library; it stays loaded, because runtimes don't bear being unloaded.
 class Library {
  public:
-  // `given`: the file that the options name; empty: that of the environment variable, else the first of `names` that the
-  // system's loader finds. Throws BackendError whose text ends in `cure`, what to install.
+  // `given`: the file that the options name; empty: that of the environment variable, else the first of `names` that
+  // the system's loader finds. Throws BackendError whose text ends in `cure`, what to install.
   Library(const std::string& runtime, const std::filesystem::path& given, const char* variable,
           const std::vector<std::string>& names, const std::string& cure);
 

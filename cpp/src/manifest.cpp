@@ -119,7 +119,8 @@ Preprocess preprocess(const Json& json) {
   for (const double each : found.deviation)
     if (!(each > 0)) refuse("a std that is not above 0");
   const auto interpolation = json.at("interpolation").get<std::string>();
-  if (interpolation != "bicubic" && interpolation != "bilinear") refuse("the interpolation " + in_quotes(interpolation));
+  if (interpolation != "bicubic" && interpolation != "bilinear")
+    refuse("the interpolation " + in_quotes(interpolation));
   found.interpolation = interpolation == "bicubic" ? Interpolation::bicubic : Interpolation::bilinear;
   found.crop = json.at("crop").get<double>();
   if (!(found.crop > 0 && found.crop <= 1)) refuse("a crop that is not above 0 and at most 1");
@@ -129,7 +130,8 @@ Preprocess preprocess(const Json& json) {
   const auto layout = json.at("layout").get<std::string>();
   found.type = type(json.at("dtype"));
   found.nhwc = found.type == DataType::uint8;
-  if (layout != (found.nhwc ? "NHWC" : "NCHW")) refuse("the layout " + in_quotes(layout) + " of " + name_of(found.type));
+  if (layout != (found.nhwc ? "NHWC" : "NCHW"))
+    refuse("the layout " + in_quotes(layout) + " of " + name_of(found.type));
   return found;
 }
 

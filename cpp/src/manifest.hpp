@@ -71,8 +71,8 @@ struct Preprocess {
   std::array<double, 3> mean;
   std::array<double, 3> deviation;
   Interpolation interpolation;
-  double crop;   // the size cut from the centre over the size resized to
-  bool squash;   // both sides are resized to the size itself
+  double crop;  // the size cut from the centre over the size resized to
+  bool squash;  // both sides are resized to the size itself
   bool nhwc;
   DataType type;  // uint8: the graph normalises
 };
@@ -93,7 +93,7 @@ struct Manifest {
   std::string model;
   bool trained;
   int classes;
-  int patch = -1;   // unknown of early releases
+  int patch = -1;  // unknown of early releases
   int prefix = -1;
   Preprocess preprocess;
   std::vector<Artifact> artifacts;

@@ -155,9 +155,7 @@ TensorInfo info_of(const ArrayEntry& entry) {
 
 // ropevit.hpp
 
-std::size_t size_of(DataType type) noexcept {
-  return type == DataType::float32 ? 4 : type == DataType::uint8 ? 1 : 2;
-}
+std::size_t size_of(DataType type) noexcept { return type == DataType::float32 ? 4 : type == DataType::uint8 ? 1 : 2; }
 
 const char* name_of(DataType type) noexcept {
   switch (type) {
@@ -228,8 +226,10 @@ const std::vector<TensorInfo>& DeviceSession::outputs() const noexcept { return 
 void DeviceSession::run(const void* images, const std::vector<void*>& outputs) {
   if (images == nullptr || outputs.size() != state_->outputs.size() ||
       std::count(outputs.begin(), outputs.end(), nullptr) != 0)
-    throw InputError(std::to_string(outputs.size()) + " places for answers were given, needed device memory for the "
-                     "images and for " + std::to_string(state_->outputs.size()) + " answers.");
+    throw InputError(std::to_string(outputs.size()) +
+                     " places for answers were given, needed device memory for the "
+                     "images and for " +
+                     std::to_string(state_->outputs.size()) + " answers.");
   state_->context->run(images, outputs);
 }
 
@@ -254,8 +254,8 @@ struct Model::State {
     if (sizes.empty()) throw BundleError(bundle.string() + " names no size for " + options.backend + ".");
     input = info_of(graphs.front()->artifact().inputs.front());
     if (input.type != manifest.preprocess.type)
-      throw BundleError(bundle.string() + " prepares " + name_of(manifest.preprocess.type) + " images for a graph that takes " +
-                        name_of(input.type) + ".");
+      throw BundleError(bundle.string() + " prepares " + name_of(manifest.preprocess.type) +
+                        " images for a graph that takes " + name_of(input.type) + ".");
     for (const ArrayEntry& each : graphs.front()->artifact().outputs) outputs.push_back(info_of(each));
     graph(sizes.front()).runner();
   }
@@ -347,7 +347,8 @@ void Model::crop(const Pixels& picture, Size size, std::uint8_t* out) const {
 void Model::run(const Batch& images, Answers& answers) const {
   if (images.data == nullptr || images.type != state_->input.type)
     throw InputError(std::string(images.data == nullptr ? "no" : name_of(images.type)) + " images were given, needed " +
-                     name_of(state_->input.type) + (state_->manifest.preprocess.nhwc ? " (B, H, W, 3)." : " (B, 3, H, W)."));
+                     name_of(state_->input.type) +
+                     (state_->manifest.preprocess.nhwc ? " (B, H, W, 3)." : " (B, 3, H, W)."));
   const auto slot = state_->graph(images.size, images.count).slot(images.size, images.count);
   std::memcpy(slot->images.data(), images.data, state_->image_bytes(images.size) * images.count);
   slot->context->run();

@@ -123,8 +123,9 @@ class OrtContext : public Context, public DeviceContext {
   }
 
   void run() override {
-    OrtStatus* status = ort_->Run(session_, run_options_.get(), input_names_.data(), input_values_.data(),
-                                  input_values_.size(), output_names_.data(), output_names_.size(), output_values_.data());
+    OrtStatus* status =
+        ort_->Run(session_, run_options_.get(), input_names_.data(), input_values_.data(), input_values_.size(),
+                  output_names_.data(), output_names_.size(), output_values_.data());
     if (status != nullptr) ort_.check(status, "ONNX Runtime failed to run " + model_);
   }
 
@@ -235,8 +236,9 @@ class OrtRunner : public Runner {
         ort_.check(ort_->UpdateCUDAProviderOptionsWithValue(made, "user_compute_stream", stream_), failed);
       ort_.check(ort_->SessionOptionsAppendExecutionProvider_CUDA_V2(settings, made), failed);
       OrtMemoryInfo* memory = nullptr;
-      ort_.check(ort_->CreateMemoryInfo("Cuda", OrtDeviceAllocator, std::atoi(device.c_str()), OrtMemTypeDefault, &memory),
-                 failed);
+      ort_.check(
+          ort_->CreateMemoryInfo("Cuda", OrtDeviceAllocator, std::atoi(device.c_str()), OrtMemTypeDefault, &memory),
+          failed);
       device_.reset(memory);
     } else {
       OrtTensorRTProviderOptionsV2* made = nullptr;

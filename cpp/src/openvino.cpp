@@ -11,8 +11,8 @@
 namespace ropevit {
 namespace {
 
-// What to compute in, by the graph's precision: left to itself OpenVINO takes bfloat16 for a float32 graph where the CPU
-// has it.
+// What to compute in, by the graph's precision: left to itself OpenVINO takes bfloat16 for a float32 graph where the
+// CPU has it.
 std::string computed_in(const std::string& precision) { return precision == "bf16" ? "bf16" : "f32"; }
 
 // The functions of OpenVINO's C interface that are used here.

@@ -7,8 +7,8 @@
 
 #include "safetensors.hpp"
 
-// Every product and sum below is rounded by itself, in the order in which it stands, so that the answers are those of the
-// exporter to the bit: the build forbids fused multiply-adds.
+// Every product and sum below is rounded by itself, in the order in which it stands, so that the answers are the
+// exporter's to the bit: the build forbids fused multiply-adds.
 
 namespace ropevit {
 namespace {
@@ -118,15 +118,15 @@ void fill_embedding(const Safetensors& file, std::int64_t rows, std::int64_t col
   for (const Taps& row : taps_of(rows, side)) {
     const auto from = [&](std::size_t tap) { return embedding.data() + row.at[tap] * side * width; };
     for (std::size_t at = 0; at < line.size(); ++at) {
-      double sum = row.weight[0] * from(0)[at];
-      for (std::size_t tap = 1; tap < 4; ++tap) sum += row.weight[tap] * from(tap)[at];
+      double sum = 0;
+      for (std::size_t tap = 0; tap < 4; ++tap) sum += row.weight[tap] * from(tap)[at];
       line[at] = sum;
     }
     for (const Taps& column : across)
       for (std::int64_t entry = 0; entry < width; ++entry) {
         const auto of = [&](std::size_t tap) { return line[static_cast<std::size_t>(column.at[tap] * width + entry)]; };
-        double sum = column.weight[0] * of(0);
-        for (std::size_t tap = 1; tap < 4; ++tap) sum += column.weight[tap] * of(tap);
+        double sum = 0;
+        for (std::size_t tap = 0; tap < 4; ++tap) sum += column.weight[tap] * of(tap);
         resized.values.push_back(static_cast<float>(sum));
       }
   }

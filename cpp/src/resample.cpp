@@ -25,9 +25,7 @@ double bilinear(double x) {
   return x < 1.0 ? 1.0 - x : 0.0;
 }
 
-std::uint8_t clipped(std::int32_t sum) {
-  return static_cast<std::uint8_t>(std::clamp(sum >> fraction_bits, 0, 255));
-}
+std::uint8_t clipped(std::int32_t sum) { return static_cast<std::uint8_t>(std::clamp(sum >> fraction_bits, 0, 255)); }
 
 }  // namespace
 

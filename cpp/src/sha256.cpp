@@ -75,8 +75,8 @@ class Digest {
     }
     auto [a, b, c, d, e, f, g, h] = state_;
     for (std::size_t at = 0; at < 64; ++at) {
-      const Word first = h + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + ((e & f) ^ (~e & g)) + constants[at] +
-                         schedule[at];
+      const Word first =
+          h + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + ((e & f) ^ (~e & g)) + constants[at] + schedule[at];
       const Word second = (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
       h = g, g = f, f = e, e = d + first, d = c, c = b, b = a, a = first + second;
     }

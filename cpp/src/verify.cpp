@@ -138,8 +138,8 @@ Limits limits_of(const Manifest& manifest, const Artifact& artifact) {
   return found->limits;
 }
 
-// What the exporter filled for a few tokens, in the golden files of its newer releases: filled here it is the same to the
-// bit.
+// What the exporter filled for a few tokens, in the golden files of its newer releases: filled here it is the same to
+// the bit.
 void compare_positions(const std::vector<Buffer>& filled, const Golden& golden, Comparison row,
                        std::vector<Comparison>& rows) {
   for (const Buffer& each : filled) {
@@ -159,7 +159,8 @@ void compare_positions(const std::vector<Buffer>& filled, const Golden& golden, 
         std::memcpy(&token, chosen.data + at * sizeof token, sizeof token);
         if (token < 0 || static_cast<std::size_t>(token) >= tokens)
           throw BundleError("the golden file's " + each.name + " has no token " + std::to_string(token) + ".");
-        const auto* from = static_cast<const std::byte*>(each.data) + (group * tokens + static_cast<std::size_t>(token)) * bytes;
+        const auto* from =
+            static_cast<const std::byte*>(each.data) + (group * tokens + static_cast<std::size_t>(token)) * bytes;
         ours.insert(ours.end(), from, from + bytes);
       }
     const std::size_t numbers = ours.size() / size_of(each.type);

@@ -1,6 +1,6 @@
 // Every case: the answers are the Python runtime's to the bit where the session is the same, and PyTorch's within the
-// limits. A case is a folder with a bundle and, in python/, safetensors files BACKEND-SIZE of what Python answered to the
-// golden images.
+// limits. A case is a folder with a bundle and, in python/, safetensors files BACKEND-SIZE of what Python answered to
+// the golden images.
 #include <cmath>
 #include <cstring>
 #include <filesystem>

@@ -81,7 +81,7 @@ int main() {
   const double before = resident();
   all(calls - calls / 4);
   const double grown = resident() - before;
-  std::printf("%d calls from %d threads, %.1f MB in memory, %.1f MB grown in the last three quarters\n", calls * threads,
-              threads, before, grown);
+  std::printf("%d calls from %d threads, %.1f MB in memory, %.1f MB grown in the last three quarters\n",
+              calls * threads, threads, before, grown);
   CHECK(grown < 4.0);
 }

@@ -98,8 +98,8 @@ int main() {
   const Pixels pixels{picture.data(), 480, 640};
   const double of_pictures = allocations_of([&] { model.run(&pixels, 1, size, answers); });
   const double of_preparing = allocations_of([&] { model.prepare(pixels, size, image.data()); });
-  std::printf("allocations a run: %.2f by the runtime alone, %.2f on arrays, %.2f on pictures, %.2f to prepare one\n", own,
-              of_arrays, of_pictures, of_preparing);
+  std::printf("allocations a run: %.2f by the runtime alone, %.2f on arrays, %.2f on pictures, %.2f to prepare one\n",
+              own, of_arrays, of_pictures, of_preparing);
   if (!counted) return 0;
   CHECK(own > 0);  // the count is on
   CHECK(of_arrays == own);

@@ -59,7 +59,8 @@ def fill(made: Arrays, rows: int, columns: int, prefix: int) -> dict[str, FloatA
         filled["sin"] = _behind_prefix(sin_x * cos_y + cos_x * sin_y, prefix, 0.0)
     if "pos_embed" in made:
         embed = made["pos_embed"]
-        resized = _resized(_resized(embed, rows).swapaxes(0, 1), columns).swapaxes(0, 1)
+        lines = _resized(embed.astype(np.float64), rows)
+        resized = _resized(lines.swapaxes(0, 1), columns).swapaxes(0, 1)
         filled["pos_embed"] = resized.reshape(rows * columns, -1).astype(np.float32)
     return filled
 
@@ -79,7 +80,7 @@ def _behind_prefix(grid_LRCAP: FloatArray, prefix: int, identity: float) -> Floa
     return table
 
 
-def _resized(vectors: FloatArray | npt.NDArray[np.float64], extent: int) -> npt.NDArray[np.float64]:
+def _resized(vectors: npt.NDArray[np.float64], extent: int) -> npt.NDArray[np.float64]:
     """The first axis resized: bicubic, `align_corners=False`, no antialiasing, edges repeated; in float64.
 
     Four products are added from the first tap to the last and by nothing else, so that a host in another language gets
@@ -88,10 +89,8 @@ def _resized(vectors: FloatArray | npt.NDArray[np.float64], extent: int) -> npt.
     side = len(vectors)
     centre = (np.arange(extent) + 0.5) * side / extent - 0.5
     low = np.floor(centre).astype(np.int64) - 1
-    total: npt.NDArray[np.float64] | None = None
+    total = np.zeros((extent, *vectors.shape[1:]))
     for tap in (low, low + 1, low + 2, low + 3):
         weight = cubic.weight(np.abs(centre - tap)).reshape(-1, *[1] * (vectors.ndim - 1))
-        product = weight * vectors[np.clip(tap, 0, side - 1)]
-        total = product if total is None else total + product
-    assert total is not None
+        total += weight * vectors[np.clip(tap, 0, side - 1)]
     return total

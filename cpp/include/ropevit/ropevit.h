@@ -25,7 +25,12 @@ typedef enum ropevit_status {
   ROPEVIT_OTHER_ERROR = 4    /* out of memory, for one */
 } ropevit_status;
 
-typedef enum ropevit_type { ROPEVIT_UINT8 = 0, ROPEVIT_FLOAT16 = 1, ROPEVIT_BFLOAT16 = 2, ROPEVIT_FLOAT32 = 3 } ropevit_type;
+typedef enum ropevit_type {
+  ROPEVIT_UINT8 = 0,
+  ROPEVIT_FLOAT16 = 1,
+  ROPEVIT_BFLOAT16 = 2,
+  ROPEVIT_FLOAT32 = 3
+} ropevit_type;
 
 typedef struct ropevit_model ropevit_model;
 typedef struct ropevit_answers ropevit_answers;

@@ -112,7 +112,7 @@ class ROPEVIT_API Answers {
   Answers& operator=(const Answers&) = delete;
 
   std::size_t size() const noexcept;
-  const Tensor& operator[](std::size_t index) const;    // throws InputError
+  const Tensor& operator[](std::size_t index) const;      // throws InputError
   const Tensor& operator[](std::string_view name) const;  // throws InputError
 
  private:
@@ -244,8 +244,8 @@ struct Verification {
   std::vector<NotRun> not_run;
 };
 
-// Hash every file of a bundle, then run it on its golden inputs: every artifact that can run here, or with `backend` what
-// is for that backend, whose being unable to run is then an exception. The limits are the manifest's own.
+// Hash every file of a bundle, then run it on its golden inputs: every artifact that can run here, or with `backend`
+// what is for that backend, whose being unable to run is then an exception. The limits are the manifest's own.
 // Throws BundleError, BackendError; out of tolerance is no exception.
 ROPEVIT_API Verification verify(const std::filesystem::path& bundle, const std::string& backend = "",
                                 Options options = {});

@@ -1,5 +1,5 @@
-// A GPU of SM 89 and a TensorRT, in the host's memory: what this library asks of them is carried out and checked. A plan
-// is text: "sm 89", then a line a tensor: "input NAME TYPE" with "MIN MAX" of every axis a profile behind it, or
+// A GPU of SM 89 and a TensorRT, in the host's memory: what this library asks of them is carried out and checked. A
+// plan is text: "sm 89", then a line a tensor: "input NAME TYPE" with "MIN MAX" of every axis a profile behind it, or
 // "output NAME TYPE COUNT". An output's element i is the sum of all inputs, times i + 1.
 #include <NvInferRuntime.h>
 
