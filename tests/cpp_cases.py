@@ -70,6 +70,12 @@ CASES = {
         options={"precision": "bf16", "io_precision": "bf16", "rope": "inputs"},
     ),
     "dinov3": Case(model="dinov3_small", sizes="32x64", default=False),
+    "ir": Case(
+        model="rope_mixed_deit_small",
+        sizes="32",
+        default=False,
+        options={"engines": ("openvino",), "output": "pooled,tokens"},
+    ),
     "swin": Case(model="swin_rope_axial_tiny", sizes="64", default=False, options={"batch": Dim.parse("2")}),
 }
 

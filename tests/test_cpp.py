@@ -273,6 +273,12 @@ BAD_MANIFESTS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda m: m["preprocess"].update(interpolation="lanczos"), "the interpolation 'lanczos'"),
     (lambda m: m["preprocess"].update(layout="NHWC"), "the layout 'NHWC' of float32"),
     (lambda m: m["artifacts"][0]["outputs"][0].update(shape=["batch", "other"]), "an axis 'other'"),
+    (lambda m: m["artifacts"][0]["outputs"][0].update(shape=[2, 5]), "'s logits is not for a batch of 1"),
+    (
+        lambda m: m["artifacts"][0]["inputs"][0].update(shape=[1, 3, 16, 32]),
+        "'s image is not of three channels and 32x32",
+    ),
+    (lambda m: m["artifacts"][0]["outputs"][0].update(shape=[1, 999999, 999999]), "has more than 2.34 elements"),
 ]
 
 

@@ -10,9 +10,14 @@
 namespace ropevit {
 namespace {
 
-std::size_t count_of(const std::vector<std::int64_t>& shape) {
+// Elements of a shape whose extents are below 2^21. Throws BundleError where they could not be held.
+std::size_t count_of(const std::vector<std::int64_t>& shape, const std::string& what) {
+  constexpr std::size_t most = std::size_t{1} << 34;
   std::size_t count = 1;
-  for (const std::int64_t extent : shape) count *= static_cast<std::size_t>(extent);
+  for (const std::int64_t extent : shape) {
+    count *= static_cast<std::size_t>(extent);
+    if (count > most) throw BundleError(what + " has more than 2^34 elements.");
+  }
   return count;
 }
 
@@ -46,8 +51,19 @@ Buffer sized(const ArrayEntry& entry, const Artifact& artifact, Size size, std::
       throw BundleError(artifact.path + " has an axis " + in_quotes(name) + ", which this library has not.");
     }
   }
-  buffer.bytes = count_of(buffer.shape) * size_of(entry.type);
+  const std::string what = artifact.path + "'s " + entry.name;
+  buffer.bytes = count_of(buffer.shape, what) * size_of(entry.type);
+  if (buffer.shape.empty() || buffer.shape.front() != static_cast<std::int64_t>(count))
+    throw BundleError(what + " is not for a batch of " + std::to_string(count) + ", as the artifact's batch says.");
   return buffer;
+}
+
+Buffer sized_images(const Artifact& artifact, Size size, std::size_t count) {
+  Buffer images = sized(artifact.inputs.front(), artifact, size, count);
+  const std::size_t pixels = static_cast<std::size_t>(size.height) * static_cast<std::size_t>(size.width);
+  if (images.shape.size() != 4 || images.bytes != count * 3 * pixels * size_of(images.type))
+    throw BundleError(artifact.path + "'s " + images.name + " is not of three channels and " + text_of(size) + ".");
+  return images;
 }
 
 std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::string& backend,

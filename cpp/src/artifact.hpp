@@ -11,8 +11,11 @@
 
 namespace ropevit {
 
-// An input or output at a size and batch; its data is null. Throws BundleError for an axis that nothing says.
+// An input or output at a size and batch; its data is null. Throws BundleError for what does not fit.
 Buffer sized(const ArrayEntry& entry, const Artifact& artifact, Size size, std::size_t count);
+
+// The images, which are the first input.
+Buffer sized_images(const Artifact& artifact, Size size, std::size_t count);
 
 // What a backend runs of a bundle: engines of its own kind, or ONNX graphs, its own form first. Throws BundleError for
 // none.

@@ -119,7 +119,7 @@ class Graph {
     slot->size = size;
     slot->count = count;
     slot->positions = positions(size);
-    Buffer images = sized(artifact_.inputs.front(), artifact_, size, count);
+    Buffer images = sized_images(artifact_, size, count);
     slot->images.resize(images.bytes);
     images.data = slot->images.data();
     std::vector<Buffer> inputs{images};
@@ -372,7 +372,7 @@ DeviceSession Model::on_device(Size size, std::size_t count, void* stream) const
   const Artifact& artifact = graph.artifact();
   auto made = std::make_unique<DeviceSession::State>();
   made->positions = graph.positions(size);
-  std::vector<Buffer> inputs{sized(artifact.inputs.front(), artifact, size, count)};
+  std::vector<Buffer> inputs{sized_images(artifact, size, count)};
   inputs.insert(inputs.end(), made->positions->buffers.begin(), made->positions->buffers.end());
   std::vector<Buffer> outputs;
   for (const ArrayEntry& each : artifact.outputs) {

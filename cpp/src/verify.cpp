@@ -98,16 +98,14 @@ struct Golden {
       : file(bundle / ("golden-" + name(size) + ".safetensors")), samples(0) {
     const Safetensors::Array& image = file["image"];
     samples = image.shape.empty() ? 0 : static_cast<std::size_t>(image.shape[0]);
-    const Buffer one = sized(artifact.inputs.front(), artifact, size, 1);
-    if (samples == 0 || type_of(image) != one.type || image.bytes != samples * (one.bytes / extent(one)))
+    const std::size_t batch = artifact.batch.min;
+    const Buffer images = sized_images(artifact, size, batch);
+    if (samples == 0 || type_of(image) != images.type || image.bytes != samples * (images.bytes / batch))
       throw BundleError("the golden files of " + bundle.string() + " do not fit " + artifact.path + ".");
   }
 
   // As the exporter names files: one number for a square.
   static std::string name(Size size) { return size.height == size.width ? std::to_string(size.height) : text_of(size); }
-
-  // Images in a buffer of a static batch.
-  static std::size_t extent(const Buffer& buffer) { return static_cast<std::size_t>(buffer.shape.front()); }
 
   const Safetensors::Array& expected(const Artifact& artifact, std::size_t output) const {
     return file[output == 0 ? "expected" : "expected." + artifact.outputs[output].name];
@@ -143,7 +141,7 @@ Limits limits_of(const Manifest& manifest, const Artifact& artifact) {
 void compare_positions(const std::vector<Buffer>& filled, const Golden& golden, Comparison row,
                        std::vector<Comparison>& rows) {
   for (const Buffer& each : filled) {
-    if (!golden.file.has("filled." + each.name)) continue;
+    if (!golden.file.has("filled." + each.name) || each.bytes == 0) continue;
     const Safetensors::Array& theirs = golden.file["filled." + each.name];
     const Safetensors::Array& chosen = golden.file["filled." + each.name + ".at"];
     const bool tables = each.shape.size() == 4;  // (tables, tokens, heads, pairs), or (patches, width)
@@ -177,7 +175,7 @@ void compare_at(Runner& runner, const std::filesystem::path& bundle, const Artif
                 std::size_t batch, Limits limits, bool first, std::vector<Comparison>& rows) {
   const Golden golden(bundle, artifact, size);
   const std::size_t runs = (golden.samples + batch - 1) / batch;
-  Buffer image = sized(artifact.inputs.front(), artifact, size, batch);
+  Buffer image = sized_images(artifact, size, batch);
   std::vector<std::byte> images(image.bytes);
   image.data = images.data();
   const Positions positions = positions_of(bundle, artifact, size);
