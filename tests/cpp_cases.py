@@ -40,10 +40,10 @@ CPU = set(hardware.cpu_features())
 CASES = {
     "baked": Case(model="rope_axial_deit_small", sizes="32"),
     "inputs": Case(model="rope_mixed_ape_deit_small", sizes="48", options={"rope": "inputs"}),
-    "pixels": Case(model="swin_rope_mixed_tiny", sizes="32x64", options={"pixels": True, "batch": Dim.parse("1:2:3")}),
+    "pixels": Case(model="rope_axial_deit_small", sizes="32x64", options={"pixels": True, "batch": Dim.parse("1:2:3")}),
     "outputs": Case(
         model="dinov3_small",
-        sizes="32,32x48",
+        sizes="32x48",
         options={
             "rope": "inputs",
             "precision": "fp16",
@@ -77,6 +77,7 @@ CASES = {
         options={"engines": ("openvino",), "output": "pooled,tokens"},
     ),
     "swin": Case(model="swin_rope_axial_tiny", sizes="64", default=False, options={"batch": Dim.parse("2")}),
+    "swin_pixels": Case(model="swin_rope_mixed_tiny", sizes="32x64", default=False, options={"pixels": True}),
 }
 
 

@@ -27,13 +27,18 @@ void leave(j_common_ptr info) {
   std::longjmp(errors->back, 1);
 }
 
-void say_nothing(j_common_ptr) {}
+// Warnings, such as that the file ends too early: the first is kept, the picture is then refused.
+void keep_warning(j_common_ptr info, int level) {
+  if (level >= 0) return;  // a trace
+  if (info->err->num_warnings++ == 0)
+    info->err->format_message(info, reinterpret_cast<JpegErrors*>(info->err)->said);
+}
 
 // What goes wrong is in `errors`; `picture` is then unfinished.
 bool decode_jpeg(std::FILE* file, jpeg_decompress_struct& info, JpegErrors& errors, Picture& picture) {
   info.err = jpeg_std_error(&errors.base);
   errors.base.error_exit = leave;
-  errors.base.output_message = say_nothing;
+  errors.base.emit_message = keep_warning;
   if (setjmp(errors.back) != 0) return false;
   jpeg_create_decompress(&info);
   jpeg_stdio_src(&info, file);
@@ -53,11 +58,7 @@ bool decode_jpeg(std::FILE* file, jpeg_decompress_struct& info, JpegErrors& erro
     jpeg_read_scanlines(&info, &row, 1);
   }
   jpeg_finish_decompress(&info);
-  if (errors.base.num_warnings != 0) {  // a truncated file is filled up with grey
-    errors.base.format_message(reinterpret_cast<j_common_ptr>(&info), errors.said);
-    return false;
-  }
-  return true;
+  return errors.base.num_warnings == 0;
 }
 
 Picture jpeg(std::FILE* file, const std::string& path) {

@@ -73,9 +73,10 @@ void bench(const ropevit::Model& model, const ropevit::Picture& picture, ropevit
 }
 
 void run(const ropevit::Arguments& arguments) {
+  const ropevit::Options options = ropevit::options_of(arguments);
   if (arguments.plain.size() < 2)
     throw ropevit::UsageError("give a bundle's folder and at least one image; --help says more.");
-  const ropevit::Model model(arguments.plain.front(), ropevit::options_of(arguments));
+  const ropevit::Model model(arguments.plain.front(), options);
   const ropevit::Size size = arguments.size("--size", model.sizes().front());
   const std::filesystem::path out = arguments.text("--out", ".");
   std::fprintf(stderr, "%s%s\n", model.describe(size).c_str(), model.trained() ? "" : ", UNTRAINED weights");

@@ -19,12 +19,13 @@ constexpr const char* help =
     "Exit codes: 0 good, 1 a file is not as listed or a run failed, 2 usage, 3 out of tolerance.\n";
 
 int verify(const ropevit::Arguments& arguments) {
+  const ropevit::Options options = ropevit::options_of(arguments);
   if (arguments.plain.size() != 1) throw ropevit::UsageError("give one bundle's folder; --help says more.");
   const std::string& bundle = arguments.plain.front();
   const std::string backend = arguments.text("--backend", "");
   if (backend.empty() && arguments.has("--library"))
     throw ropevit::UsageError("--library is a backend's: say which with --backend.");
-  const ropevit::Verification found = ropevit::verify(bundle, backend, ropevit::options_of(arguments));
+  const ropevit::Verification found = ropevit::verify(bundle, backend, options);
 
   std::size_t wrong = 0;
   std::printf("%-28s %-9s %5s  %-14s %9s %9s %12s  %-22s %s\n", "artifact", "size", "batch", "output", "max abs",
