@@ -90,8 +90,8 @@ class Model:
         self.manifest = manifest.read(bundle)
         self.preprocess = Preprocess(**self.manifest.preprocess.model_dump())
         graphs = artifacts(bundle, self.manifest, backend)
-        # Of an int8 graph in two forms, the backend's own.
-        self._graphs = sorted(graphs, key=lambda each: (each.form == "onnxruntime") != (backend == "onnxruntime"))
+        # Of a graph in several forms the backend's own, else the one for all.
+        self._graphs = sorted(graphs, key=lambda each: (each.form != backend, each.form != "portable"))
         by_path = {graph.path: graph for graph in self._graphs}
         self._runner = functools.cache(lambda path: open_artifact(bundle, by_path[path], backend, **options))
         self._host = {graph.path: host_inputs(bundle, graph) for graph in self._graphs}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from ropevit_export.rope import inputs
 from ropevit_export.values import DTYPES, Checkpoint, Form, Graph, IoSpec, Precision, Resolution, Weights
 
 if TYPE_CHECKING:
+    from ropevit_export.backends.base import Builder
     from ropevit_export.passes.quantize.codes import Coding
     from ropevit_export.values import Array, Arrays
 
@@ -124,8 +125,24 @@ def host(request: Request, parts: Arrays, size: Resolution) -> Arrays:
     return inputs.fill(parts, *request.model.grid(size), request.model.prefix)
 
 
-def in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress) -> dict[Form, Graph]:
-    """The graph in the precision asked for, in every form that it is worth having in.
+def forms(
+    draft: Draft, graph: Graph, sample: Sample, makers: Sequence[Builder], progress: Progress
+) -> dict[Form, Graph]:
+    """The graph in the precision asked for, first as all runtimes take it, then in the forms that one is faster with:
+    ONNX Runtime's, and those of what is built from it.
+    """
+    from ropevit_export import passes
+
+    made = _in_precision(draft, graph, sample, progress)
+    if draft.request.precision == "fp32" and (fast := passes.for_onnxruntime(made["portable"])):
+        made["onnxruntime"] = fast
+    if any(maker.form == "openvino" for maker in makers) and (turned := passes.for_openvino(made["portable"])):
+        made["openvino"] = turned
+    return made
+
+
+def _in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress) -> dict[Form, Graph]:
+    """As all runtimes take it and, of 8 bits, as ONNX Runtime does on a CPU.
 
     Before it is rounded it must be the reference's to the last digits: what a lower precision may err by would hide
     a wrong table. The same run says how large values get, which a format must be able to hold.
@@ -161,8 +178,8 @@ def in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress)
         both = passes.run_quantized(graph, coding, measured_on, Float32Graph, io_dtype)
         draft.notes.append(f"8-bit ranges: {len(calibration.pictures(request.calib))} images of {_source(request)}")
         note(draft.notes[-1])
-    forms: dict[Form, Graph] = {"portable": both.engines}
-    return forms | ({"onnxruntime": both.onnxruntime} if both.onnxruntime is not None else {})
+    made: dict[Form, Graph] = {"portable": both.engines}
+    return made | ({"onnxruntime": both.onnxruntime} if both.onnxruntime is not None else {})
 
 
 def _source(request: Request) -> str:

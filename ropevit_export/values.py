@@ -34,7 +34,7 @@ RopeMode = Literal["baked", "dynamic", "inputs"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 IoPrecision = Literal["fp32", "fp16", "bf16"]
 # portable: for engines, OpenVINO and others · onnxruntime: what ONNX Runtime's CPU provider is fast with
-Form = Literal["portable", "onnxruntime"]
+Form = Literal["portable", "onnxruntime", "openvino"]
 OutputKind = Literal["logits", "pooled", "cls", "tokens", "features"]
 OUTPUT_KINDS: tuple[OutputKind, ...] = ("logits", "pooled", "cls", "tokens", "features")
 Pool = Literal["token", "avg", "map"]

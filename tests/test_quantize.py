@@ -328,7 +328,7 @@ def test_rotation_and_attention_become_one_operator_each(case: Make) -> None:
         assert FuseAttention()(graph).modified
         ir.passes.common.RemoveUnusedNodesPass()(graph)
         kinds = [node.op_type for node in graph.graph]
-        assert (kinds.count("Attention"), kinds.count("RotaryEmbedding")) == (2, 3)
+        assert (kinds.count("MultiHeadAttention"), kinds.count("RotaryEmbedding")) == (2, 3)
         assert not {"Softmax", "Neg", "Split"} & set(kinds)
         np.testing.assert_allclose(infer(graph, each.images[:1]), theirs, atol=1e-5)
         assert not FuseRotation()(graph).modified
@@ -347,9 +347,9 @@ def test_scores_of_many_tokens_are_in_8_bits_some_heads_at_a_time(
     assert both.onnxruntime is not None
     kinds = optimised_kinds(both.onnxruntime.model, tmp_path)
     blocks = len(each.spec.blocks)
-    # The last block has one query: its scores are an Attention with the rest.
+    # The last block has one query: its scores are a MultiHeadAttention with the rest.
     assert kinds.count("MatMulIntegerToFloat") == kinds.count("Softmax") == groups * (blocks - 1)
-    assert kinds.count("Attention") == 1
+    assert kinds.count("MultiHeadAttention") == 1
     ours = [infer(both.onnxruntime.model, image[None]) for image in each.images]
     assert min(cosine(a, b) for a, b in zip(ours, each.theirs, strict=True)) > 0.998
     codes = {node.op_type for node in both.engines.model.graph if "softmax" in (node.name or "")}

@@ -75,12 +75,10 @@ std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::s
   if (found.empty())
     throw BundleError(bundle.string() + " holds no " + kind + " artifact for " + backend +
                       (kind == "onnx" ? "." : ": export it with --engine " + backend + "."));
-  // Of an int8 graph in two forms, the backend's own.
-  const auto foreign = [&](const Artifact* each) {
-    return (each->form == "onnxruntime") != (backend == "onnxruntime");
-  };
+  // Of a graph in several forms the backend's own, else the one for all.
+  const auto order = [&](const Artifact* each) { return each->form == backend ? 0 : each->form == "portable" ? 1 : 2; };
   std::stable_sort(found.begin(), found.end(),
-                   [&](const Artifact* a, const Artifact* b) { return !foreign(a) && foreign(b); });
+                   [&](const Artifact* a, const Artifact* b) { return order(a) < order(b); });
   return found;
 }
 

@@ -42,6 +42,14 @@ class Pool {
     return Lease(*this, item ? std::move(item) : make());
   }
 
+  // Idle ones that `match`.
+  template <class Match>
+  void give_up(Match match) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.erase(std::remove_if(idle_.begin(), idle_.end(), [&](const auto& item) { return match(*item); }),
+                idle_.end());
+  }
+
  private:
   // Idle ones beyond this number, which many sizes in turn would leave behind, are given up, the longest unused first.
   static constexpr std::size_t most = 16;
@@ -109,7 +117,12 @@ class Graph {
         return each->second;
       }
     filled_.emplace_front(size, std::make_shared<const Positions>(positions_of(bundle_, artifact_, size)));
-    if (filled_.size() > 2) filled_.pop_back();  // of a large model at 1024 they take 400 MB
+    if (filled_.size() > 2) {  // of a large model at 1024 they take 400 MB
+      const Size oldest = filled_.back().first;
+      if (!filled_.back().second->buffers.empty())
+        slots_.give_up([&](const Slot& each) { return each.size == oldest; });
+      filled_.pop_back();
+    }
     return filled_.front().second;
   }
 

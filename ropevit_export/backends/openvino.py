@@ -12,7 +12,7 @@ import numpy as np
 from ropevit_export.errors import BackendError, last_line
 from ropevit_export.formats import EIGHT_BITS, FORMATS
 from ropevit_export.request import EngineSpec
-from ropevit_export.values import Plan, Precision
+from ropevit_export.values import Form, Plan, Precision
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays
@@ -82,6 +82,7 @@ class OpenVinoBuilder:
 
     runtime = "openvino"
     suffix = ".xml"
+    form: Form = "openvino"
     all_targets: tuple[str, ...] = ()
     options = frozenset({"require_fused_attention"})
 

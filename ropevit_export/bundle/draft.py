@@ -43,11 +43,14 @@ class Draft:
         self._files: list[manifest.FileEntry] = []
         self._beside_all: list[manifest.FileEntry] = []  # files that every artifact needs
 
+    def path(self, io: IoSpec, suffix: str) -> Path:
+        """Of a graph's file, or of an engine's."""
+        return self.folder / f"model-{io.rope if io.any_size else io.resolution}{suffix}"
+
     def write_graph(self, graph: Graph, form: Form) -> Path:
         """The graph as an ONNX file, its weights in the file that all graphs share."""
         request, io = self.request, graph.io
-        stem = f"model-{io.rope if io.any_size else io.resolution}"
-        path = self.folder / (f"{stem}.onnx" if form == "portable" else f"{stem}.{form}.onnx")
+        path = self.path(io, ".onnx" if form == "portable" else f".{form}.onnx")
         source = {"source": self.checkpoint.source, "sha256": self.checkpoint.sha256}
         source["trained"] = str(self.checkpoint.trained).lower()
         limits = _limits(request, io) if io.any_size else {}
@@ -79,9 +82,9 @@ class Draft:
         )
         return self.artifacts[-1]
 
-    def write_layers(self, onnx: Path, suffix: str, plan: Plan) -> Path:
+    def write_layers(self, engine: Path, plan: Plan) -> Path:
         """The builder's own report of an engine, beside it."""
-        path = onnx.with_suffix(f"{suffix}.layers.json")
+        path = engine.with_name(f"{engine.name}.layers.json")
         content = {"built_with": plan.built_with, "layers": plan.layers}
         path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
         return path

@@ -66,7 +66,7 @@ def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
 def _of_backend(bundle: Path, listed: manifest.Manifest, backend: str) -> list[manifest.ArtifactEntry]:
     """Engines or IR of the backend's kind; where it has no kind, or the bundle no IR, the ONNX graphs.
 
-    Of an 8-bit graph in two forms the one for ONNX Runtime's CPU provider is run by nothing else.
+    Of a graph in several forms those for other runtimes are left out.
     """
     own = [each for each in listed.artifacts if each.kind == backend] or artifacts(bundle, listed, backend)
     return [each for each in own if each.form == "portable" or backend == each.form]
