@@ -90,7 +90,8 @@ int main() {
   const Batch batch{image.data(), DataType::float32, 1, size};
   model.run(batch, answers);
   std::vector<float> logits(answers[0].bytes / sizeof(float));
-  const double own = runtimes_own((bundle / "model-32.onnx").string(), image, logits);
+  const std::string served = model.describe(size), graph = served.substr(served.rfind(' ') + 1);
+  const double own = runtimes_own((bundle / graph).string(), image, logits);
   CHECK(std::memcmp(logits.data(), answers[0].data, answers[0].bytes) == 0);
 
   const double of_arrays = allocations_of([&] { model.run(batch, answers); });
