@@ -610,6 +610,27 @@ def test_every_command_of_the_page(built: Path, environment: dict[str, str]) -> 
     assert {"ropevit.hpp", "ropevit.h", "ropevitConfig.cmake", "ropevit-run", "ropevit-verify"} < installed
 
 
+def test_the_example_is_built_far_from_the_sources(
+    built: Path, cases: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """From an installed package that has been moved since."""
+    done(tool("cmake"), "--install", built, "--prefix", tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert cli.run(["cpp-example", str(tmp_path / "project")]) == 0
+    binaries = tmp_path / "binaries"
+    configure = (tool("cmake"), "-S", tmp_path / "project", "-B", binaries, "-G", "Ninja")
+    options = (f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DCMAKE_PREFIX_PATH={tmp_path / 'moved'}")
+    done(*configure, *options, f"-DCMAKE_CXX_COMPILER={tool(os.environ.get('CXX', 'g++'))}")
+    done(tool("ninja"), "-C", binaries)
+    said = done(binaries / "example", cases / "baked" / "bundle", env=environment)
+    assert re.search(r"rope_axial_deit_small\S*: 4000 bytes of logits, the first is", said)
+    said = done(binaries / "example", tmp_path / "nothing", code=1, env=environment)
+    assert "error: " in said
+    assert "is not a bundle: it has no manifest.json" in said
+    program = tmp_path / "moved" / "bin" / "ropevit-verify"
+    assert "within tolerance" in done(program, cases / "baked" / "bundle", env=environment)
+
+
 def test_the_example_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["cpp-example", str(tmp_path / "new" / "folder")]) == 0
     assert cli.run(["cpp-example", str(tmp_path / "new" / "folder")]) == 1
