@@ -59,7 +59,14 @@ CASES = {
         backends=("onnxruntime",) if hardware.cuts_8_bit_sums() else ("onnxruntime", "openvino"),
         options={"weights": "auto", "precision": "int8", "calib": "digits"},
     ),
-    "dynamic": Case(model="rope_axial_ape_deit_small", sizes="32x48", default=False, options={"rope": "dynamic"}),
+    "dynamic": Case(model="rope_mixed_deit_small", sizes="32x48", default=False, options={"rope": "dynamic"}),
+    "dynamic_ape": Case(
+        model="rope_axial_ape_deit_small",
+        sizes="32x48",
+        default=False,
+        backends=("onnxruntime",),  # OpenVINO refuses the graph's cubic resizing
+        options={"rope": "dynamic", "pixels": True},
+    ),
     "mixed": Case(model="rope_mixed_deit_small", sizes="48", default=False, options={"precision": "fp16"}),
     "plain": Case(model="deit_small_patch16_LS", sizes="32", default=False, options={"rope": "inputs"}),
     "bf16": Case(
