@@ -52,7 +52,14 @@ def done(*command: str | Path, code: int = 0, env: dict[str, str] | None = None,
     """What a command printed, on both streams; its exit code must be `code`."""
     given = [str(part) for part in command]
     ran = subprocess.run(
-        given, capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **(env or {})}, timeout=1500
+        given,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        timeout=1500,
     )
     said = ran.stdout + ran.stderr
     assert ran.returncode == code, f"{' '.join(given)} left with {ran.returncode}, needed {code}:\n{said[-4000:]}"
@@ -540,7 +547,7 @@ def test_run_prints_pythons_largest_logits(
     said = done(built / "ropevit-run", bundle, *files, "--threads", str(THREADS), env=environment)
     model = load(bundle)
     for file in files:
-        with Image.open(file) as image:
+        with Image.open(file) as image, cpp_cases.threads_of_python(THREADS):
             logits = model.run(model.prepare(image))[0]
         for place in np.argsort(-logits)[:5]:
             assert f"{file}: class {place}, logit {logits[place]:.4f}" in said
@@ -556,14 +563,14 @@ def test_run_writes_features_as_numpy_reads_them(
         built / "ropevit-run", bundle, file, "--size", "32x48", "--out", out, "--threads", str(THREADS), env=environment
     )
     model, size = load(bundle), Resolution.parse("32x48")
-    with Image.open(file) as image:
+    with Image.open(file) as image, cpp_cases.threads_of_python(THREADS):
         theirs = model.run_all(np.repeat(model.prepare(image, size), 2, 0))
     assert sorted(path.name for path in out.iterdir()) == sorted(f"{file.name}.{name}.npy" for name in theirs)
     for name, wanted in theirs.items():
         ours = np.load(out / f"{file.name}.{name}.npy")
         assert ours.dtype == np.float16
         assert ours.shape == wanted.shape
-        np.testing.assert_allclose(ours.astype(np.float32), wanted.astype(np.float32), rtol=2e-3, atol=2e-3)
+        assert np.array_equal(ours, wanted)
 
 
 def test_run_times_runs(built: Path, cases: Path, environment: dict[str, str]) -> None:
@@ -672,6 +679,7 @@ def test_addresses_and_undefined_behaviour(environment: dict[str, str], cases: P
                 [built / "ropevit-verify", folder],
                 capture_output=True,
                 text=True,
+                errors="replace",
                 check=False,
                 env={**os.environ, **env},
             )

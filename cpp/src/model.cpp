@@ -117,16 +117,27 @@ class Graph {
         return each->second;
       }
     filled_.emplace_front(size, std::make_shared<const Positions>(positions_of(bundle_, artifact_, size)));
-    if (filled_.size() > 2) {  // of a large model at 1024 they take 400 MB
+    while (filled_.size() > 2 && filled_bytes() > most_bytes) {
       const Size oldest = filled_.back().first;
-      if (!filled_.back().second->buffers.empty())
-        slots_.give_up([&](const Slot& each) { return each.size == oldest; });
+      slots_.give_up([&](const Slot& each) { return each.size == oldest; });  // which hold them too
       filled_.pop_back();
     }
     return filled_.front().second;
   }
 
  private:
+  // Of a large model at 1024 one size's tables take 400 MB.
+  static constexpr std::size_t most_bytes = std::size_t{256} << 20;
+
+  std::size_t filled_bytes() const {
+    std::size_t bytes = 0;
+    for (const auto& each : filled_) {
+      bytes += 1024;  // sizes without tables must not gather without end either
+      for (const Buffer& buffer : each.second->buffers) bytes += buffer.bytes;
+    }
+    return bytes;
+  }
+
   std::unique_ptr<Slot> make_slot(Size size, std::size_t count) {
     auto slot = std::make_unique<Slot>();
     slot->size = size;

@@ -30,6 +30,15 @@ Size size_of_name(const std::string& name) {
   return {height, width};
 }
 
+// OpenVINO loads a library of its own in a way that AddressSanitizer forbids.
+bool can_run(const std::string& backend) {
+#ifdef __SANITIZE_ADDRESS__
+  return backend != "openvino";
+#else
+  return !backend.empty();
+#endif
+}
+
 void compare_with_python(const fs::path& bundle, const fs::path& file, int threads) {
   const std::string stem = file.stem().string();
   const std::size_t dash = stem.rfind('-');
@@ -82,9 +91,10 @@ int main() {
     if (!fs::is_directory(each.path() / "bundle")) continue;
     std::set<std::string> backends;
     for (const auto& file : fs::directory_iterator(each.path() / "python")) {
+      const std::string stem = file.path().stem().string(), backend = stem.substr(0, stem.rfind('-'));
+      if (!can_run(backend)) continue;
       compare_with_python(each.path() / "bundle", file.path(), threads);
-      const std::string stem = file.path().stem().string();
-      backends.insert(stem.substr(0, stem.rfind('-')));
+      backends.insert(backend);
       ++count;
     }
     for (const std::string& backend : backends) compare_with_pytorch(each.path() / "bundle", backend, threads);

@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "../src/sha256.hpp"
 #include "check.hpp"
 #include "ropevit/ropevit.hpp"
 
@@ -20,8 +21,7 @@ constexpr const char* plan =
     "input image float32 1 2 3 3 32 32 32 32;1 4 3 3 32 32 64 64;\n"
     "output logits float32 5\n";
 
-std::string manifest(const std::string& kind, const std::string& type) {
-  const std::string sha(64, '0');
+std::string manifest(const std::string& kind, const std::string& type, const std::string& sha = std::string(64, '0')) {
   const std::string artifact =
       R"({"kind": ")" + kind + R"(", "path": "model.engine", "sha256": ")" + sha +
       R"(", "resolutions": [[32, 32], [32, 64]], "batch": {"min": 1, "opt": 1, "max": 4}, "precision": "fp32",
@@ -90,6 +90,8 @@ void test(const std::string& backend, const fs::path& bundle) {
   check_throws<BackendError>(load,
                              "can't load model.engine on SM 89; it was built with a test for SM 89: the engine was "
                              "built for another compute capability");
+  write(bundle / "manifest.json", manifest(backend, "float32", sha256_of(bundle / "model.engine")));
+  check_throws<BackendError>([&] { verify(bundle, backend, options); }, "model.engine: not run here: TensorRT");
   write(bundle / "model.engine", "not a plan");
   check_throws<BackendError>(load, "the plan's header is wrong");
   write(bundle / "model.engine", "sm 89\ninput other float32 1 2;\noutput logits float32 5\n");
