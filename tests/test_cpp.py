@@ -692,9 +692,10 @@ def test_addresses_and_undefined_behaviour(environment: dict[str, str], cases: P
 @pytest.mark.slow
 def test_a_hundred_thousand_calls_of_four_threads(environment: dict[str, str]) -> None:
     built = build(ROOT / "build" / "cpp-thread", "-DROPEVIT_SANITIZE=thread", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+    options = f"halt_on_error=1 suppressions={ROOT / 'cpp' / 'tests' / 'tsan.supp'}"
     said = done(
         built / "tests" / "test_concurrent",
-        env={**environment, "ROPEVIT_TEST_CALLS": "100000", "TSAN_OPTIONS": "halt_on_error=1"},
+        env={**environment, "ROPEVIT_TEST_CALLS": "100000", "TSAN_OPTIONS": options},
     )
     assert "100000 calls from 4 threads" in said
     assert "WARNING: ThreadSanitizer" not in said

@@ -3,7 +3,6 @@
 
 #include <dlfcn.h>
 
-#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <vector>
@@ -12,7 +11,7 @@
 #include "ropevit/ropevit.hpp"
 
 namespace {
-std::atomic<long> allocations{0};
+thread_local long allocations = 0;  // of this thread: runtimes have some of their own, which look after themselves
 }
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
