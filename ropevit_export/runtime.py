@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ropevit_export.backends.select import ENGINES, runner
+from ropevit_export.backends.select import ENGINES, form, runner
 from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BackendError, BundleError, InputError
 from ropevit_export.images.preprocess import crop, in_format, normalise
@@ -91,7 +91,9 @@ class Model:
         self.preprocess = Preprocess(**self.manifest.preprocess.model_dump())
         graphs = artifacts(bundle, self.manifest, backend)
         # Of a graph in several forms the backend's own, else the one for all.
-        self._graphs = sorted(graphs, key=lambda each: (each.form != backend, each.form != "portable"))
+        self._graphs = sorted(
+            graphs, key=lambda each: (each.form != form(backend, each.precision), each.form != "portable")
+        )
         by_path = {graph.path: graph for graph in self._graphs}
         self._runner = functools.cache(lambda path: open_artifact(bundle, by_path[path], backend, **options))
         self._host = {graph.path: host_inputs(bundle, graph) for graph in self._graphs}

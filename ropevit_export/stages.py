@@ -134,8 +134,6 @@ def forms(
     from ropevit_export import passes
 
     made = _in_precision(draft, graph, sample, progress)
-    if draft.request.precision == "fp32" and (fast := passes.for_onnxruntime(made["portable"])):
-        made["onnxruntime"] = fast
     if any(maker.form == "openvino" for maker in makers) and (turned := passes.for_openvino(made["portable"])):
         made["openvino"] = turned
     return made
@@ -152,7 +150,7 @@ def _in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress
 
     request, io = draft.request, graph.io
     if request.precision == "fp32":
-        return {"portable": graph}
+        return _with_fast(graph, passes.for_onnxruntime(graph, "fp32"))
     with stage(f"{request.precision} {io.resolution}", progress) as note:
         probed, probes = passes.probed(graph.model)
         session = Float32Graph(probed)
@@ -171,15 +169,20 @@ def _in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress
         note(f"largest value {largest[top]:.3g} at {probes[top].place}")
     io_dtype = DTYPES[request.io_precision]
     if request.calib is None:
-        return {"portable": passes.convert(graph, request.precision, io_dtype)}
+        fast = passes.for_onnxruntime(graph, "fp16", io_dtype) if request.precision == "fp16" else None
+        return _with_fast(passes.convert(graph, request.precision, io_dtype), fast)
     with stage(f"calibration {sample.resolution}", progress) as note:
         measured_on = calibration.feeds(request.calib, io, sample.resolution, sample.host, request.preprocess)
         coding: Coding = "int8" if request.precision == "int8" else "fp8"
         both = passes.run_quantized(graph, coding, measured_on, Float32Graph, io_dtype)
         draft.notes.append(f"8-bit ranges: {len(calibration.pictures(request.calib))} images of {_source(request)}")
         note(draft.notes[-1])
-    made: dict[Form, Graph] = {"portable": both.engines}
-    return made | ({"onnxruntime": both.onnxruntime} if both.onnxruntime is not None else {})
+    return _with_fast(both.engines, both.onnxruntime)
+
+
+def _with_fast(portable: Graph, onnxruntime: Graph | None) -> dict[Form, Graph]:
+    made: dict[Form, Graph] = {"portable": portable}
+    return made if onnxruntime is None else made | {"onnxruntime": onnxruntime}
 
 
 def _source(request: Request) -> str:

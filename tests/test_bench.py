@@ -210,6 +210,16 @@ def test_the_plain_export_of_complex_numbers_is_a_sentence(case: Callable[..., C
         export_plain(model, each.images[:1], tmp_path / "plain.onnx", ["logits"])
 
 
+def test_a_plain_export_in_half_takes_the_float32_images_that_all_contenders_take(case: Callable[..., Case]) -> None:
+    each = case("rope_axial_deit_small", "64")
+    model = reference.build(each.spec, each.sized, each.resolution, outputs_of(each.spec, "logits"))
+    half = reference.rounded(model, "fp16")
+    runner = bench._plain("onnxruntime", half, "fp16", each.images[:1], ["logits"])
+    theirs = each.theirs[:1]
+    error = np.linalg.norm(runner.run({"image": each.images[:1]})["logits"] - theirs) / np.linalg.norm(theirs)
+    assert 1e-5 < error < 5e-3  # float16, and not float32
+
+
 def test_on_engines_the_plain_export_is_built_into_one(
     case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:

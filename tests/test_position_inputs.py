@@ -83,7 +83,7 @@ def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
         positions.read(tmp_path / positions.NAME)
 
 
-@pytest.fixture(scope="module", params=["rope_axial_ape_deit_small", "rope_mixed_deit_small"])
+@pytest.fixture(scope="module", params=["shallow_rope_axial_ape_deit_small", "shallow_rope_mixed_deit_small"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "inputs"
     options = ("--res", "48x112", "--rope", "inputs", "--weights", "random", "--engine", "none", "-q")

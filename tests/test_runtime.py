@@ -18,7 +18,17 @@ from tests import fake_gpu
 from tests.conftest import golden_of
 
 BACKENDS = ("onnxruntime", "openvino")
-MODEL = ("--model", "rope_axial_deit_small", "--engine", "none", "-q", "--weights", "random", "--res", "32x48,48")
+MODEL = (
+    "--model",
+    "shallow_rope_axial_deit_small",
+    "--res",
+    "32x48,48",
+    "--weights",
+    "random",
+    "--engine",
+    "none",
+    "-q",
+)
 
 
 def exported(folder: Path, *options: str) -> Path:

@@ -21,7 +21,7 @@ from ropevit_export.passes.places import places
 from ropevit_export.passes.precision import POLICIES
 from ropevit_export.values import Form, Precision
 
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "MultiHeadAttention"})
 _NOT_COMPUTED = frozenset({"Cast", "Constant", "Identity", "Shape", "QuantizeLinear", "DequantizeLinear"})
 _ONNX = {ir.DataType[FORMATS[name].onnx]: name for name in PRECISIONS}
 _ONNX[ir.DataType.UINT8] = "int8"  # its codes, moved by 128

@@ -101,7 +101,7 @@ def reference(spec: ModelSpec, weights: Weights, resolution: Resolution) -> nn.M
     import timm
 
     model: nn.Module = timm.create_model(
-        spec.name.replace("rope_axial_", "").replace("rope_mixed_", ""),
+        spec.timm or "swin_tiny_patch4_window7_224",  # what timm lacks is of that form
         img_size=(resolution.height, resolution.width),
         window_size=spec.window(resolution),
         num_classes=weights.classes,
