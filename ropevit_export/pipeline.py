@@ -123,7 +123,7 @@ def _add_graph(
         sample = _as_fed(exact, io)
         for source in sources.values():
             _check_graph(draft, source.artifact, io, sample, progress)
-        draft.add_golden(size, sample.images, sample.expected)
+        draft.add_golden(size, sample.images, sample.expected, sample.host)
     draft.require_parity()
     return sources
 

@@ -311,7 +311,7 @@ def test_a_bundle_is_timed_and_written_down(bundle: Path, tmp_path: Path, capsys
     assert len(timing["milliseconds"]) == 3
     assert 0 < timing["p50_ms"] <= timing["p99_ms"]
     assert timing["ratio"] == 1.0
-    assert timing["runtime"].endswith("float32, model-32.onnx")
+    assert timing["runtime"].endswith("float32, model-32.onnxruntime.onnx")
     assert timing["transfers"] == "none"
     assert printed["gpus_under_load"] == []
     assert printed["machine"]["cores"] >= 1
@@ -321,7 +321,7 @@ def test_a_bundle_is_timed_and_written_down(bundle: Path, tmp_path: Path, capsys
     ("arguments", "sentence"),
     [
         (("--res", "64"), "small: no graph for 64x64: the bundle serves 32x32"),
-        (("--batch", "2"), "small: a batch of 2 was given, model-32.onnx takes 1"),
+        (("--batch", "2"), "small: a batch of 2 was given, model-32.onnxruntime.onnx takes 1"),
     ],
 )
 def test_what_a_contender_cannot_run_is_its_own_sentence(

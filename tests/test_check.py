@@ -100,7 +100,7 @@ def change(path: Path, write: Callable[[Path], object]) -> None:
 def expect_more(path: Path) -> None:
     """Of the reference, in a golden file: larger logits than PyTorch's."""
     images, expected = golden_of(path)
-    golden.write(path, images, {"logits": expected + np.float32(1)})
+    golden.write(path, images, {"logits": expected + np.float32(1)}, {})
 
 
 def test_ir_is_run_beside_its_graph(bundle: Path, run: Run) -> None:

@@ -246,7 +246,11 @@ def test_a_tensorrt_engine_in_a_bundle_is_listed_with_how_it_was_built_and_compa
     assert engine.options == {"workspace": 64}
     assert "a second build can differ" in str(engine.remark)
     assert {each.format: each.products for each in engine.census} == {"fp32": 1}
-    assert [each.artifact for each in written.parity] == ["model-32.onnx", "model-32.engine"]
+    assert [each.artifact for each in written.parity] == [
+        "model-32.onnx",
+        "model-32.onnxruntime.onnx",
+        "model-32.engine",
+    ]
     assert written.parity[-1].runtime == "stand-in for model-32.engine"
 
 

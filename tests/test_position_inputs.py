@@ -14,15 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from ropevit_export import cli, cubic
-from ropevit_export.bundle import positions
+from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BundleError
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import find_model
 from ropevit_export.rope import inputs
 from ropevit_export.rope.tables import block_factors
-from ropevit_export.runtime import load
+from ropevit_export.runtime import host_inputs, load
 from ropevit_export.values import Resolution, Weights
 from tests.conftest import frequencies_of, tables_of
 
@@ -143,7 +144,7 @@ def kernel(d: float) -> float:
 @pytest.mark.parametrize("size", ["48x112", "16x80"])
 def test_a_host_that_follows_the_page_gets_the_references_answers(bundle: Path, size: str) -> None:
     listed = json.loads((bundle / "manifest.json").read_text())
-    (artifact,) = listed["artifacts"]
+    artifact = listed["artifacts"][0]
     patch, resolution = artifact["dynamic"]["multiple"], Resolution.parse(size)
     golden = tensors(bundle / f"golden-{size}.safetensors")
     image, expected = (np.array(golden[name][1], np.float32).reshape(golden[name][0]) for name in ("image", "expected"))
@@ -151,9 +152,26 @@ def test_a_host_that_follows_the_page_gets_the_references_answers(bundle: Path, 
     host = filled_by_the_page(bundle / tables, resolution.height // patch, resolution.width // patch)
 
     assert [each["name"] for each in artifact["inputs"]] == ["image", *host]
-    session = onnxruntime.InferenceSession(str(bundle / artifact["path"]), providers=["CPUExecutionProvider"])
-    (ours,) = session.run(None, {"image": image[:1], **host})
-    np.testing.assert_allclose(ours, expected[:1], atol=2e-5)
+    for each in listed["artifacts"]:
+        session = onnxruntime.InferenceSession(bundle / each["path"], providers=["CPUExecutionProvider"])
+        (ours,) = session.run(None, {"image": image[:1], **host})
+        np.testing.assert_allclose(ours, expected[:1], atol=2e-5)
+
+
+@pytest.mark.parametrize("size", ["48x112", "16x80"])
+def test_golden_files_hold_rows_of_what_a_host_fills(bundle: Path, size: str) -> None:
+    """To the bit: a host in another language is compared with them."""
+    listed, resolution = manifest.read(bundle), Resolution.parse(size)
+    (artifact,) = listed.artifacts
+    filled = host_inputs(bundle, artifact)(resolution)
+    golden = load_file(bundle / f"golden-{size}.safetensors")
+    assert {name for name in golden if name.endswith(".at")} == {f"filled.{name}.at" for name in filled}
+    for name, array in filled.items():
+        axis, at = (0 if name == "pos_embed" else 1), golden[f"filled.{name}.at"]
+        assert at[0] == 0
+        assert at[-1] == array.shape[axis] - 1
+        assert np.array_equal(golden[f"filled.{name}"], array.take(at, axis))
+    assert (listed.patch, listed.prefix) == (16, 1)
 
 
 def test_one_loaded_bundle_serves_grids_of_as_many_tokens(bundle: Path) -> None:

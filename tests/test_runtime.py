@@ -97,7 +97,7 @@ def test_what_a_bundle_of_any_size_cannot_take_is_an_error(
     [
         ((1, 64, 64, 3), np.uint8, "no graph for 64x64: the bundle serves 32x48, 48x48"),
         ((1, 48, 32, 3), np.uint8, "no graph for 48x32"),
-        ((4, 48, 48, 3), np.uint8, "a batch of 4 was given, model-48.onnx takes 1 to 3"),
+        ((4, 48, 48, 3), np.uint8, "a batch of 4 was given, model-48.onnxruntime.onnx takes 1 to 3"),
         ((1, 48, 48, 3), np.float32, "needed uint8"),
     ],
 )

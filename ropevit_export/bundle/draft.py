@@ -115,9 +115,9 @@ class Draft:
             )
         )
 
-    def add_golden(self, size: Resolution, images: Array, expected: Arrays) -> None:
+    def add_golden(self, size: Resolution, images: Array, expected: Arrays, host: Arrays) -> None:
         path = self.folder / golden.name(size)
-        golden.write(path, images, expected)
+        golden.write(path, images, expected, host)
         self._files.append(_file("golden", path))
 
     def add_positions(self, parts: Arrays) -> None:
@@ -157,6 +157,8 @@ class Draft:
             "rope": request.rope,
             "output": request.output or request.default_output,
             "classes": self.classes,
+            "patch": request.model.patch,
+            "prefix": request.model.prefix,
             "weights": manifest.WeightsEntry(
                 source=checkpoint.source,
                 revision=checkpoint.revision,

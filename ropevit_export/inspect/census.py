@@ -74,7 +74,7 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
     # these casts into a product.
     io_formats = {_ONNX.get(value.dtype or ir.DataType.UNDEFINED, "") for value in graph.outputs}
     # What 8-bit linear layers leave: patches, attention, the head.
-    rest = precision if precision not in EIGHT_BITS else "fp16" if form == "portable" else "fp32"
+    rest = precision if precision not in EIGHT_BITS else "fp32" if form == "onnxruntime" else "fp16"
     for node, place in places(graph).items():
         result = _ONNX.get(node.outputs[0].dtype or ir.DataType.UNDEFINED)
         if result is None or node.op_type in _NOT_COMPUTED:

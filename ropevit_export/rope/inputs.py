@@ -57,8 +57,8 @@ def fill(made: Arrays, rows: int, columns: int, prefix: int) -> dict[str, FloatA
         filled["sin"] = _behind_prefix(sin_x * cos_y + cos_x * sin_y, prefix, 0.0)
     if "pos_embed" in made:
         embed = made["pos_embed"]
-        y, x = (_resizing(extent, side) for extent, side in zip((rows, columns), embed.shape, strict=False))
-        resized = np.einsum("rs,stw,ct->rcw", y, embed, x, optimize=True)
+        lines = _resized(embed.astype(np.float64), rows)
+        resized = _resized(lines.swapaxes(0, 1), columns).swapaxes(0, 1)
         filled["pos_embed"] = resized.reshape(rows * columns, -1).astype(np.float32)
     return filled
 
@@ -78,11 +78,17 @@ def _behind_prefix(grid_LRCAP: FloatArray, prefix: int, identity: float) -> Floa
     return table
 
 
-def _resizing(extent: int, side: int) -> npt.NDArray[np.float64]:
-    """(extent, side): bicubic resizing along one axis, `align_corners=False`, no antialiasing, edges repeated."""
+def _resized(vectors: npt.NDArray[np.float64], extent: int) -> npt.NDArray[np.float64]:
+    """The first axis resized: bicubic, `align_corners=False`, no antialiasing, edges repeated; in float64.
+
+    Four products are added from the first tap to the last and by nothing else, so that a host in another language gets
+    the same bits.
+    """
+    side = len(vectors)
     centre = (np.arange(extent) + 0.5) * side / extent - 0.5
-    taps = np.floor(centre).astype(np.int64)[:, None] + np.arange(-1, 3)
-    distance = np.abs(centre[:, None] - taps)
-    matrix = np.zeros((extent, side))
-    np.add.at(matrix, (np.arange(extent)[:, None], np.clip(taps, 0, side - 1)), cubic.weight(distance))
-    return matrix
+    low = np.floor(centre).astype(np.int64) - 1
+    total = np.zeros((extent, *vectors.shape[1:]))
+    for tap in (low, low + 1, low + 2, low + 3):
+        weight = cubic.weight(np.abs(centre - tap)).reshape(-1, *[1] * (vectors.ndim - 1))
+        total += weight * vectors[np.clip(tap, 0, side - 1)]
+    return total

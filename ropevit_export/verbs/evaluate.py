@@ -20,6 +20,7 @@ from PIL import Image
 from ropevit_export.backends.select import checkers
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BundleError, InputError
+from ropevit_export.formats import EIGHT_BITS
 from ropevit_export.images.files import BUILT_IN, DIGITS_FOLDER, image_files, opened, readable
 from ropevit_export.images.preprocess import crop, normalise
 from ropevit_export.models.spec import Preprocess
@@ -177,7 +178,9 @@ def _graphs(
 ) -> Iterator[tuple[str, str, Answer]]:
     preprocess = Preprocess(**listed.preprocess.model_dump())
     graphs = artifacts(bundle, listed, backend or "onnxruntime")
-    serving = [each for each in graphs if each.takes(size.height, size.width)]
+    # Other forms of a graph have the same numbers, but those of 8 bits.
+    own = [each for each in graphs if each.form == "portable" or each.precision in EIGHT_BITS]
+    serving = [each for each in own if each.takes(size.height, size.width)]
     if not serving:
         raise BundleError(f"{bundle} holds no {backend} engine for {size.height}x{size.width}.")
     for each in serving:
