@@ -115,10 +115,10 @@ def position_parts(request: Request, weights: Weights, io: IoSpec) -> Arrays:
     from ropevit_export.rope.tables import block_factors
 
     spec = request.model
-    embed = weights.tensors["pos_embed"].numpy() if spec.ape else None
+    embed = weights.tensors["pos_embed"][:, spec.embedded_prefix :].numpy() if spec.ape else None
     coordinates = spec.rope.coordinates
     factors = block_factors(_frequencies(spec, weights), coordinates, spec.grid(io.resolution))
-    return inputs.parts(factors, embed, by_extent=coordinates.follow_extent)
+    return inputs.parts(factors, embed, by_extent=coordinates.follow_extent, interpolation=spec.ape_resize)
 
 
 def host(request: Request, parts: Arrays, size: Resolution) -> Arrays:

@@ -41,7 +41,7 @@ def adopt(spec: ModelSpec, checkpoint: Checkpoint) -> Weights:
     problems = [
         _named("missing", expected.keys() - tensors.keys()),
         _named("unexpected", tensors.keys() - expected.keys()),
-        _named("wrong shape", (_shape_fault(name, expected[name], tensors[name].shape)
+        _named("wrong shape", (_shape_fault(spec, name, expected[name], tensors[name].shape)
                                for name in expected.keys() & tensors.keys())),
     ]  # fmt: skip
     if any(problems):
@@ -79,11 +79,12 @@ def _frequency_fault(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> st
     return None
 
 
-def _shape_fault(name: str, expected: tuple[int, ...], found: torch.Size) -> str | None:
+def _shape_fault(spec: ModelSpec, name: str, expected: tuple[int, ...], found: torch.Size) -> str | None:
     """None if the shape will do; position tables may have been fine-tuned on another square grid or window."""
     given = tuple(found)
     if name == "pos_embed" and len(given) == 3:
-        if math.isqrt(given[1]) ** 2 == given[1] and (given[0], given[2]) == (expected[0], expected[2]):
+        patches = given[1] - spec.embedded_prefix
+        if patches > 0 and math.isqrt(patches) ** 2 == patches and (given[0], given[2]) == (expected[0], expected[2]):
             return None
     elif name.endswith("relative_position_bias_table") and len(given) == 2:
         side = math.isqrt(given[0])
@@ -139,7 +140,7 @@ def _owns(spec: ModelSpec, given: Mapping[str, torch.Tensor]) -> bool:
     ):
         return False
     return all(
-        not _shape_fault(name, shape, tensors[name].shape)
+        not _shape_fault(spec, name, shape, tensors[name].shape)
         for name, shape in shapes.items()
         if not name.startswith("head.")
     )

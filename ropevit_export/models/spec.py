@@ -14,10 +14,13 @@ Family = Literal["vit", "swin"]
 RopeKind = Literal["none", "axial", "mixed"]
 # Which channels of a head turn together in a checkpoint: 2p and 2p + 1, or p and p + K/2.
 PairLayout = Literal["adjacent", "half"]
-Mlp = Literal["gelu", "swiglu"]
+# packed: gate and value are one matrix in a checkpoint, the gate first
+Mlp = Literal["gelu", "swiglu", "packed_swiglu"]
+Norm = Literal["layer", "rms"]
 # Which of q, k and v have a bias in a checkpoint. "optional": q and v, if the file has them.
-QkvBias = Literal["qkv", "qv", "optional"]
-
+QkvBias = Literal["qkv", "qv", "optional", "none"]
+# Which of a block's two branches are scaled, channel by channel.
+LayerScale = Literal["both", "attention", "none"]
 
 Interpolation = Literal["bicubic", "bilinear"]
 CropMode = Literal["center", "squash"]
@@ -101,10 +104,11 @@ class RopeSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HubFile:
-    """One weights file on the hub."""
+    """One weights file on the hub. `gated`: the hub asks for the licence to be accepted first."""
 
     repo: str
     filename: str
+    gated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,11 +121,25 @@ class ModelSpec:
     window_of         pixels a token of a window: the window is size // window_of; None: attention sees all tokens
     class_token, registers   tokens before the patches, in this order; they don't turn
     ape               absolute embedding of patches, on a grid of `ape_grid` a side in the published file
+    ape_prefix        it has entries of the tokens before the patches too, which come first and are never resized
+    ape_resize        how the authors resize it to another grid, without antialiasing
+    qkv_split         q, k and v are matrices of their own in a checkpoint
+    kv_heads          of each block, where keys and values have fewer heads than queries
+    qk_norm           queries and keys are normalised head by head, before they turn
+    attention_norm, mlp_norm   before attention's projection and before the MLP's second layer ("sub-LN")
     hidden            width of the MLP; None: four times the model's
-    pool              the authors' global feature: class token or mean of the patches
+    norm, norm_eps    of every norm
+    pre_norm          before the first block; the patch convolution then has no bias
+    final_norm        of all tokens, behind the last block
+    pooled_norm       of the pooled feature (timm's `fc_norm`)
+    pool              the authors' global feature: class token, mean of the patches, or attention pooling (`map`)
+    map_heads         of attention pooling: a learned query asks all tokens, an MLP follows. None: the model has none
+    map_hidden        width of that MLP; None: four times the model's
     head_pool         what a head reads, where a fine-tuned model is usually trained on another feature
     classes           of the published weights; 0: no head
+    size              height and width in pixels that the published weights are for
     transform         the authors' evaluation transform
+    licence           of the published weights
     packaged          of an example whose weights are in this package, their SHA-256
     """
 
@@ -143,14 +161,30 @@ class ModelSpec:
     registers: int = 0
     ape: bool = False
     ape_grid: int = 14
-    layer_scale: bool = True
+    ape_prefix: bool = False
+    ape_resize: Interpolation = "bicubic"
+    layer_scale: LayerScale = "both"
     qkv_bias: QkvBias = "qkv"
+    qkv_split: bool = False
+    kv_heads: tuple[int, ...] | None = None
+    qk_norm: bool = False
+    attention_norm: bool = False
     mlp: Mlp = "gelu"
+    mlp_norm: bool = False
     hidden: int | None = None
+    norm: Norm = "layer"
     norm_eps: float = 1e-6
+    pre_norm: bool = False
+    final_norm: bool = True
+    pooled_norm: bool = False
     pool: Pool = "token"
+    map_heads: int | None = None
+    map_hidden: int | None = None
     head_pool: Pool | None = None
     classes: int = 1000
+    size: tuple[int, int] = (224, 224)
+    licence: str = "apache-2.0"
+    gated: bool = False
     packaged: str | None = None
 
     @property
@@ -165,7 +199,13 @@ class ModelSpec:
     @property
     def pools(self) -> tuple[Pool, ...]:
         """What its tokens can be pooled by."""
-        return ("token", "avg") if self.class_token else ("avg",)
+        token: tuple[Pool, ...] = ("token",) if self.class_token else ()
+        return (*token, "avg", "map") if self.map_heads else (*token, "avg")
+
+    @property
+    def embedded_prefix(self) -> int:
+        """Tokens before the patches that the absolute embedding has entries of."""
+        return self.prefix if self.ape and self.ape_prefix else 0
 
     def mlp_width(self, stage: int) -> int:
         return self.hidden or 4 * self.dims[stage]
