@@ -247,7 +247,7 @@ def _sapiens2(size: str) -> tuple[ModelSpec, ...]:
         registers=8,
         layer_scale="attention",
         qkv_split=True,
-        kv_heads=None if set(fewer) == {heads} else fewer,
+        kv_heads=fewer,
         qk_norm=True,
         mlp="packed_swiglu",
         norm="rms",

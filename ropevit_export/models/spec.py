@@ -124,7 +124,7 @@ class ModelSpec:
     ape_prefix        it has entries of the tokens before the patches too, which come first and are never resized
     ape_resize        how the authors resize it to another grid, without antialiasing
     qkv_split         q, k and v are matrices of their own in a checkpoint
-    kv_heads          of each block, where keys and values have fewer heads than queries
+    kv_heads          of each block, where keys and values may have fewer heads than queries
     qk_norm           queries and keys are normalised head by head, before they turn
     attention_norm, mlp_norm   before attention's projection and before the MLP's second layer ("sub-LN")
     hidden            width of the MLP; None: four times the model's

@@ -52,12 +52,15 @@ def build(spec: ModelSpec, size: tuple[int, int], classes: int, **changes: Any) 
         return _eva(**arguments(spec) | changes)
     changes |= {"depth": spec.depths[0], "embed_dim": spec.dims[0], "num_heads": spec.heads[0]}
     changes["patch_size"] = spec.patch
-    if spec.rope.kind == "axial":
-        changes["ref_feat_shape"] = spec.rope.coordinates.reference
     if spec.kv_heads is not None:
         changes["num_kv_heads"] = spec.kv_heads
-    model: nn.Module = timm.create_model(spec.timm, device="meta", **changes)
-    return model
+    model: Any = timm.create_model(spec.timm, device="meta", **changes)
+    if spec.rope.kind == "axial" and not spec.rope.coordinates.centred:
+        reference = spec.rope.coordinates.reference
+        # an argument of None, `create_model` takes for none given; the table is computed later
+        model.rope.ref_feat_shape = None if reference is None else (reference, reference)
+    built: nn.Module = model
+    return built
 
 
 def arguments(spec: ModelSpec) -> dict[str, Any]:
