@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,23 @@ def choices(request: Request, weights: Weights) -> list[str]:
         said.append(f"the output is pooled: {model.short} is published without a head{head}")
     if request.pool is None and model.head_pool not in (None, model.pool):
         said += [_POOLED[output.name].format(_POOLS[output.pool]) for output in request.outputs if output.pool]
-    return said
+    return [*said, *_positions(request, weights)]
+
+
+def _positions(request: Request, weights: Weights) -> list[str]:
+    """Of sizes at which timm's own module answers otherwise, as it resizes positions otherwise."""
+    model = request.model
+    if not model.ape:
+        return []
+    side = math.isqrt(weights.tensors["pos_embed"].shape[1] - model.embedded_prefix)
+    if request.rope == "baked" and {model.grid(size) for size in request.resolutions} == {(side, side)}:
+        return []
+    how = "bilinearly" if model.ape_resize == "bilinear" else "bicubically"
+    said = f"the absolute embedding is resized from {side}x{side} {how} and without antialiasing"
+    if not model.timm:
+        return [f"{said}; timm antialiases it"]
+    rotary = f", and scales rotary positions to {side}x{side}" if model.ape_resize == "bilinear" else ""
+    return [f"{said}, as the authors do; timm resizes it otherwise{rotary}"]
 
 
 def final_folder(request: Request, checkpoint: Checkpoint, out: Path | None) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,8 @@ from ropevit_export.rope import inputs
 from ropevit_export.values import DTYPES, Checkpoint, Form, Graph, IoSpec, Precision, Resolution, Weights
 
 if TYPE_CHECKING:
+    import torch
+
     from ropevit_export.backends.base import Builder
     from ropevit_export.passes.quantize.codes import Coding
     from ropevit_export.values import Array, Arrays
@@ -44,13 +46,19 @@ def stage(name: str, progress: Progress) -> Iterator[Callable[[str], None]]:
     log.info("%s: %s, %.1f s", name, said[0], time.perf_counter() - start)
 
 
-def load(request: Request, progress: Progress) -> tuple[Weights, Checkpoint]:
+def load(
+    request: Request, progress: Progress, tensors: Mapping[str, torch.Tensor] | None = None
+) -> tuple[Weights, Checkpoint]:
+    """`tensors`: a module's own, in the place of what the request says."""
     from ropevit_export.checkpoint import source
     from ropevit_export.models.adopt import adopt
     from ropevit_export.models.initial import random_checkpoint
 
     with stage("weights", progress) as note:
-        checkpoint = source.load(request, lambda: random_checkpoint(request.model, request.seed))
+        if tensors is not None:
+            checkpoint = source.of_tensors(tensors)
+        else:
+            checkpoint = source.load(request, lambda: random_checkpoint(request.model, request.seed))
         weights = adopt(request.model, checkpoint)
         if not weights.classes and LOGITS in [output.name for output in request.outputs]:
             raise CheckpointError(

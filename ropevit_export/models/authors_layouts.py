@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 _MARKS = (
     ("perception_models", re.compile(r"^(visual\.)?conv1\.weight$")),
     ("Sapiens2", re.compile(r"^blocks\.0\.attn\.wq\.weight$")),
-    ("BAAI", re.compile(r"^(visual\.(trunk\.)?)?(blocks\.0\.(mlp\.(w1|w12|ffn_ln)|attn\.inner_attn_ln)\.|mask_token$)")),
+    (
+        "BAAI",
+        re.compile(r"^(visual\.(trunk\.)?)?(blocks\.0\.(mlp\.(w1|w12|ffn_ln)|attn\.inner_attn_ln)\.|mask_token$)"),
+    ),
 )
 _NOT_OURS = re.compile(r"^(storage_tokens$|embeddings\.)")  # DINOv3's, which has a mask token too
 
@@ -35,7 +38,14 @@ def timm_layout(tensors: Mapping[str, torch.Tensor]) -> Official | None:
         return None
     from timm.models.eva import checkpoint_filter_fn
 
-    patches = next((tensor for name, tensor in tensors.items() if name.endswith(("conv1.weight", "patch_embed.proj.weight", "patch_embed.projection.weight"))), None)
+    patches = next(
+        (
+            tensor
+            for name, tensor in tensors.items()
+            if name.endswith(("conv1.weight", "patch_embed.proj.weight", "patch_embed.projection.weight"))
+        ),
+        None,
+    )
     if patches is None:
         raise CheckpointError(f"the file is in the layout of {author}, but has no patch embedding: needs {_PATCHES}.")
     module = SimpleNamespace(pos_embed=None, patch_embed=SimpleNamespace(proj=SimpleNamespace(weight=patches)))

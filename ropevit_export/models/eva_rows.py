@@ -68,7 +68,8 @@ def _eva02(size: str, pixels: int) -> tuple[ModelSpec, ...]:
     row = dataclasses.replace(row, pool="avg", final_norm=False, pooled_norm=True)
     rows = _rows(row, _EVA02_TAGS[size, pixels])
     return tuple(
-        dataclasses.replace(each, classes=21841) if each.tag and each.tag.endswith("ft_in22k") else each for each in rows
+        dataclasses.replace(each, classes=21841) if each.tag and each.tag.endswith("ft_in22k") else each
+        for each in rows
     )
 
 
@@ -183,7 +184,12 @@ def _pe_spatial(size: str) -> tuple[ModelSpec, ...]:
 
 
 # size: width, blocks, heads, registers
-_ROPE_REG = {"medium": (512, 12, 8, 1), "mediumd": (512, 20, 8, 1), "betwixt": (640, 12, 10, 4), "base": (768, 12, 12, 1)}
+_ROPE_REG = {
+    "medium": (512, 12, 8, 1),
+    "mediumd": (512, 20, 8, 1),
+    "betwixt": (640, 12, 10, 4),
+    "base": (768, 12, 12, 1),
+}
 
 
 def _rope_reg(size: str) -> tuple[ModelSpec, ...]:

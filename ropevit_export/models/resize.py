@@ -1,5 +1,5 @@
-"""Position tables of a checkpoint at another size, as the authors resize them: bicubic, or bilinear (Perception Encoder),
-`align_corners=False`, without antialiasing (timm antialiases; its kernel is another one too, and the two differ).
+"""Position tables of a checkpoint at another size, as the authors resize them: bicubic, or bilinear of Perception
+Encoder, `align_corners=False`, without antialiasing (timm antialiases; its kernel is another one too).
 """
 
 from __future__ import annotations

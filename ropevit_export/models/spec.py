@@ -96,6 +96,18 @@ class RopeSpec:
     first: Literal["columns", "rows"] = "columns"
     coordinates: Coordinates = INDEX
 
+    def describe(self) -> str:
+        """In a line, for people."""
+        if self.kind == "none":
+            return "none"
+        if self.kind == "mixed":
+            return f"mixed, learned from theta {self.theta:g}"
+        where = self.coordinates
+        if where.centred:
+            return f"axial, theta {self.theta:g}, centred on the grid"
+        scaled = "" if where.reference is None else f", scaled to a grid of {where.reference}"
+        return f"axial, theta {self.theta:g}, from {where.offset:g}{scaled}"
+
     def magnitudes(self, head_dim: int) -> tuple[float, ...]:
         """The frequencies of an axis' K/4 pairs."""
         quarter = head_dim // 4

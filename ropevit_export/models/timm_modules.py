@@ -1,4 +1,4 @@
-"""timm's `Eva`, the class of all its rotary ViTs: a spec read off any module of it, and a module built from any spec."""
+"""timm's `Eva`, the class of all its rotary ViTs: a spec read off any module of it, a module built from any spec."""
 
 from __future__ import annotations
 

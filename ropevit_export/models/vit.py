@@ -67,7 +67,7 @@ def _norm(spec: ModelSpec, name: str, width: int) -> Shapes:
 def _block_shapes(spec: ModelSpec, block: int) -> Shapes:
     dim, hidden = spec.dims[0], spec.mlp_width(0)
     scaled = {"both": ("gamma_1", "gamma_2"), "attention": ("gamma_1",), "none": ()}[spec.layer_scale]
-    out: Shapes = {name: (dim,) for name in scaled}
+    out: Shapes = dict.fromkeys(scaled, (dim,))
     out |= _attention_shapes(spec, block)
     if spec.mlp == "swiglu":
         out |= _linear("mlp.fc1_g", hidden, dim) | _linear("mlp.fc1_x", hidden, dim)
@@ -100,7 +100,13 @@ def _attention_shapes(spec: ModelSpec, block: int) -> Shapes:
 def _map_shapes(spec: ModelSpec) -> Shapes:
     dim = spec.dims[0]
     hidden = spec.map_hidden or 4 * dim
-    layers = {"q": (dim, dim), "kv": (2 * dim, dim), "proj": (dim, dim), "mlp.fc1": (hidden, dim), "mlp.fc2": (dim, hidden)}
+    layers = {
+        "q": (dim, dim),
+        "kv": (2 * dim, dim),
+        "proj": (dim, dim),
+        "mlp.fc1": (hidden, dim),
+        "mlp.fc2": (dim, hidden),
+    }
     out: Shapes = {"attn_pool.latent": (1, 1, dim)} | _norm(spec, "attn_pool.norm", dim)
     for name, (outputs, inputs) in layers.items():
         out |= _linear(f"attn_pool.{name}", outputs, inputs)
@@ -120,7 +126,9 @@ def official(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> Official:
     known = timm_layout(tensors)
     if known is not None:
         return known
-    return _dinov3(spec, tensors) if spec.rope.coordinates.centred else Official(tensors=_deit(tensors))
+    # Meta's bias of all three is timm's where keys have one
+    published = spec.rope.coordinates.centred and spec.qkv_bias != "qkv"
+    return _dinov3(spec, tensors) if published else Official(tensors=_deit(tensors))
 
 
 def _deit(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """The models, as rows of data: the 24 of "Rotary Position Embedding for Vision Transformer" (Heo et al., ECCV 2024,
 arXiv:2403.13298), DINOv3 (Siméoni et al., arXiv:2508.10104) with the EUPE weights of its architecture, LingBot-Vision
-(Fu et al., arXiv:2607.05247), timm's other rotary ViTs (`eva_rows.py`), and a small example whose trained weights are in
-this package.
+(Fu et al., arXiv:2607.05247), timm's other rotary ViTs (`eva_rows.py`), and a small example whose trained weights are
+in this package.
 
 No torch: `--help` and `models` read this file.
 """
@@ -246,6 +246,8 @@ DIGITS = ModelSpec(
 
 EXAMPLES: tuple[ModelSpec, ...] = (DIGITS,)
 
+# What a name begins with that is timm's constructor and its arguments, not a row.
+_MODULE = "timm:"
 # What a name on the hub may begin with.
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:", "https://huggingface.co/")
 
@@ -262,8 +264,13 @@ _BY_REPO = {file.repo: dataclasses.replace(spec, hub=(file,)) for spec in revers
 
 def find_model(name: str) -> ModelSpec:
     """The model that answers to an official, short or timm name, or to a repository of the hub, which its weights then
-    come from; the error names the three closest.
+    come from; the error names the three closest. `timm:NAME` or `timm:NAME:depth=6,embed_dim=192`: any module of
+    timm's `Eva` class, which timm is imported for.
     """
+    if name.startswith(_MODULE):
+        from ropevit_export.models import timm_modules
+
+        return timm_modules.named(name)
     bare = name
     for prefix in _HUB_PREFIXES:
         bare = bare.removeprefix(prefix)

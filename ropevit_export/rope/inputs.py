@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # What names end in where every extent has rows of its own, extent n from row n(n - 1)/2.
 BY_EXTENT = "_by_extent"
-# An absolute embedding's name by how it is resized: a host that knows only one of them then finds none, not a wrong one.
+# An absolute embedding's name by how it is resized: a host that knows only one then finds none, not a wrong one.
 _EMBEDDINGS = {"bicubic": "pos_embed", "bilinear": "pos_embed_bilinear"}
 
 
@@ -93,5 +93,7 @@ def _resizing(extent: int, side: int, interpolation: str) -> npt.NDArray[np.floa
     taps = np.floor(centre).astype(np.int64)[:, None] + np.arange(-1, 3)
     distance = np.abs(centre[:, None] - taps)
     matrix = np.zeros((extent, side))
-    np.add.at(matrix, (np.arange(extent)[:, None], np.clip(taps, 0, side - 1)), kernels.KERNELS[interpolation](distance))
+    np.add.at(
+        matrix, (np.arange(extent)[:, None], np.clip(taps, 0, side - 1)), kernels.KERNELS[interpolation](distance)
+    )
     return matrix

@@ -74,6 +74,9 @@ class HeadNorm(nn.Module):
     the queries: in their matrix it would vanish.
     """
 
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
     def __init__(self, spec: ModelSpec, tensors: Tensors, name: str, *, heads: int, reorder: bool) -> None:
         super().__init__()
         self.heads = heads

@@ -39,9 +39,7 @@ class SwiGlu(nn.Module):
         return self.fc2(self.inner(nn.functional.silu(self.gate(x)) * self.value(x)))
 
 
-def _second(
-    spec: ModelSpec, tensors: Tensors, name: str, gain: torch.Tensor | None
-) -> tuple[nn.Module, Dense]:
+def _second(spec: ModelSpec, tensors: Tensors, name: str, gain: torch.Tensor | None) -> tuple[nn.Module, Dense]:
     """What is before the second layer, and the layer, with the norm's gain and bias if there is one."""
     inner = f"{name}.norm" if spec.mlp_norm else None
     before = nn.Identity() if inner is None else bare_norm(spec, tensors, inner)

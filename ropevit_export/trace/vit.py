@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ class DeployVit(nn.Module):
         limit = max(spec.grid(io.resolution))
         resizes = grid is not None and io.rope == "dynamic"
         self.resized = ResizedEmbedding(grid, limit, spec.ape_resize) if grid is not None and resizes else None
-        self.norm_pre = norm(spec, tensors, "norm_pre") if spec.pre_norm else None
+        self.norm_pre = norm(spec, tensors, "norm_pre") if spec.pre_norm else nn.Identity()
         self.positions = positions
         last, first_only = last_block(spec, io.outputs), only_class_token(spec, io.outputs)
         self.blocks = nn.ModuleList(
@@ -62,17 +62,7 @@ class DeployVit(nn.Module):
         pos_embed: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """`values.IoSpec.inputs` to its outputs, in order; all but the image are the host's, where it fills them."""
-        patches = self.embed(image)
-        rows, columns = patches.shape[2:]
-        x = patches.flatten(2).transpose(1, 2)
-        embedding = self.pos_embed if pos_embed is None else pos_embed
-        if self.resized is not None:
-            embedding = self.resized(rows, columns)
-        if embedding is not None:
-            x = x + embedding
-        if self.prefix is not None:
-            x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], 1)
-        x = x if self.norm_pre is None else self.norm_pre(x)
+        x, rows, columns = self._tokens(image, pos_embed)
         pairs: Sequence[Pair | tuple[None, None]] = [(None, None)] * len(self.blocks)
         if self.positions is not None:
             pairs = self.positions(rows, columns)
@@ -84,17 +74,33 @@ class DeployVit(nn.Module):
             x = block(x, *pair)
             if index in wanted:
                 kept[index] = x
-        answers = []
-        for output in self.io.outputs:
-            if output.block is not None:
-                answers.append(self._map(kept[output.block], rows, columns, normed=output.normed))
-            elif output.kind == "tokens":
-                answers.append(self.norm(x))
-            else:
-                pooled = self._pooled(x, output.pool or "token")
-                pooled = pooled if output.kind == "cls" else self.fc_norm(pooled)
-                answers.append(self.head(pooled) if output.kind == "logits" and self.head is not None else pooled)
-        return tuple(answers)
+        return tuple(self._answer(output, x, kept, rows, columns) for output in self.io.outputs)
+
+    def _tokens(self, image: torch.Tensor, pos_embed: torch.Tensor | None) -> tuple[torch.Tensor, int, int]:
+        """What the first block reads, (B, T, C), and the rows and columns of the patches."""
+        patches = self.embed(image)
+        rows, columns = patches.shape[2:]
+        x = patches.flatten(2).transpose(1, 2)
+        embedding = self.pos_embed if pos_embed is None else pos_embed
+        if self.resized is not None:
+            embedding = self.resized(rows, columns)
+        if embedding is not None:
+            x = x + embedding
+        if self.prefix is not None:
+            x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], 1)
+        return self.norm_pre(x), rows, columns
+
+    def _answer(
+        self, output: Output, x: torch.Tensor, kept: Mapping[int, torch.Tensor], rows: int, columns: int
+    ) -> torch.Tensor:
+        if output.block is not None:
+            return self._map(kept[output.block], rows, columns, normed=output.normed)
+        if output.kind == "tokens":
+            return self.norm(x)
+        if output.kind == "cls":
+            return self._pooled(x, "token")
+        pooled = self.fc_norm(self._pooled(x, output.pool or "token"))
+        return self.head(pooled) if output.kind == "logits" and self.head is not None else pooled
 
     def _map(self, x_BTC: torch.Tensor, rows: int, columns: int, *, normed: bool) -> torch.Tensor:
         """The patch tokens as (B, C, rows, columns)."""
