@@ -146,8 +146,8 @@ def named(text: str) -> ModelSpec:
     except Exception as error:  # of a constructor: any
         raise UsageError(f"timm builds no {name} with {given or 'no arguments'}: {error}.") from error
     plain = f"{PREFIX}{name}:{_text(changes)}" if changes else f"{PREFIX}{name}"
-    short = f"{name.lower()}-{_digest(plain)}" if changes else name.lower()
-    spec = spec_of(module, name=plain, short=short)
+    short = f"{name}-{_digest(plain)}" if changes else name
+    spec = spec_of(module, name=plain, short=None if name == CLASS else short)
     config: Any = getattr(module, "pretrained_cfg", None) or {}
     if not config.get("mean"):
         return spec
@@ -202,15 +202,19 @@ def _digest(text: str) -> str:
 
 
 def _structure(module: nn.Module) -> dict[str, str]:
-    """Every module that computes something in `eval()`, by name: its class, what it says of itself, its epsilon."""
+    """Every module that computes something in `eval()`, by name: its class, its own parameters, what it says of itself,
+    its epsilon.
+    """
     found = {}
     for name, each in module.named_modules():
         kind = type(each).__name__
         if kind in _TRAINING_ONLY or not name:
             continue
-        kind = kind.removesuffix("Fp32")
-        eps = f", eps {each.eps:g}" if hasattr(each, "eps") else ""
-        found[name] = f"{kind}({each.extra_repr()}{eps})"
+        # the two attentions, given the same parameters, compute the same
+        kind = "EvaAttention" if kind == "AttentionRope" else kind.removesuffix("Fp32")
+        says = [each.extra_repr(), f"eps {each.eps:g}" if hasattr(each, "eps") else ""]
+        says += [f"{own} {tuple(value.shape)}" for own, value in each.named_parameters(recurse=False)]
+        found[name] = f"{kind}({', '.join(filter(None, says))})"
     return found
 
 
