@@ -119,9 +119,7 @@ def test_a_baked_graph_is_timms_model(model: str, tmp_path: Path) -> None:
     agree(export(model, tmp_path / "out", "--res", size, "--output", outputs(spec)), spec, size)
 
 
-@pytest.mark.parametrize(
-    ("model", "rope"), [("pe_core_small", "dynamic"), ("pe_core_small", "inputs")]
-)
+@pytest.mark.parametrize(("model", "rope"), [("pe_core_small", "dynamic"), ("pe_core_small", "inputs")])
 def test_one_graph_is_timms_model_at_sizes_never_named(model: str, rope: str, tmp_path: Path) -> None:
     spec = find_model(model)
     largest, *others = sizes(spec, (6, 10), (1, 1), (3, 10), (5, 2))
@@ -132,7 +130,7 @@ def test_one_graph_is_timms_model_at_sizes_never_named(model: str, rope: str, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rope", ["baked", "dynamic", "inputs"])
-@pytest.mark.parametrize("model", (*KINDS, *MORE))
+@pytest.mark.parametrize("model", [*KINDS, *MORE])
 def test_every_kind_in_every_mode(model: str, rope: str, tmp_path: Path) -> None:
     spec = find_model(model)
     named = sizes(spec, (14, 14), (9, 16))
@@ -182,8 +180,6 @@ def test_where_timm_resizes_otherwise_is_said(tmp_path: Path) -> None:
         "the absolute embedding is resized from 24x24 bilinearly and without antialiasing, as the authors do; timm "
         "resizes it otherwise, and scales rotary positions to 24x24",
     )
-
-
 
 
 def planted(model: str, name: str, channel: int | None, factor: float) -> dict[str, torch.Tensor]:

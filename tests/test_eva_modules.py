@@ -63,7 +63,7 @@ def test_there_are_sixty_names() -> None:
 
 @pytest.mark.parametrize("spec", ROTARY, ids=lambda spec: spec.short)
 def test_parameters_and_switches_are_timms(spec: ModelSpec) -> None:
-    """On `meta`, all 60 names whole: names, shapes and count of the parameters, and every switch that a module shows."""
+    """On `meta`, all 60 names whole: names, shapes and count of parameters, and every switch that a module shows."""
     with torch.device("meta"):
         module = timm.create_model(spec.timm, num_classes=spec.classes)
     wanted = {name: tuple(each.shape) for name, each in module.named_parameters()}
@@ -88,8 +88,8 @@ def said(spec: ModelSpec, field: str) -> object:
         return None
     if field == "qkv_bias" and value == "optional":
         return "none"
-    if field == "pool" and "dinov3" in (spec.timm or spec.name):
-        return "avg"  # timm's; the authors' is the class token
+    if field == "pool":
+        return spec.head_pool or value  # of DINOv3 timm's, where the authors' is the class token
     if field == "rope" and spec.ape_resize == "bilinear":  # its authors don't scale positions at other sizes
         return dataclasses.replace(value, coordinates=dataclasses.replace(value.coordinates, reference=spec.ape_grid))
     return value
