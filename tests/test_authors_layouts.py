@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from ropevit_export.errors import CheckpointError
 from ropevit_export.models.adopt import adopt
 from ropevit_export.models.families import FAMILIES
 from ropevit_export.models.initial import random_checkpoint
+from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import find_model
 from ropevit_export.values import Checkpoint
 
@@ -31,8 +35,13 @@ SAPIENS2 = {
 }  # fmt: skip
 
 
+def two_blocks(model: str) -> ModelSpec:
+    spec = find_model(model)
+    return dataclasses.replace(spec, depths=(2,), kv_heads=None)
+
+
 def seeded(model: str) -> Tensors:
-    tensors = dict(random_checkpoint(find_model(model), seed=0).tensors)
+    tensors = dict(random_checkpoint(two_blocks(model), seed=0).tensors)
     return {name: tensor for name, tensor in tensors.items() if name != "head.bias" or "pe_" not in model}
 
 
@@ -83,18 +92,18 @@ def sapiens2(model: str) -> Tensors:
     return out | {"rope_embed.periods": torch.ones(16), "mask_token": torch.zeros(1, 1, 768)}
 
 
-CASES = {
-    ("eva02_tiny_336", "BAAI"): baai("eva02_tiny_336"),
-    ("eva02_base_clip_224", "BAAI"): baai("eva02_base_clip_224", "visual."),
-    ("pe_core_small", "perception_models"): perception("pe_core_small"),
-    ("sapiens2_base", "Sapiens2"): sapiens2("sapiens2_base"),
-}
-
-
-@pytest.mark.parametrize(("model", "author"), CASES)
-def test_every_number_arrives_under_its_name(model: str, author: str) -> None:
-    spec = find_model(model)
-    given = Checkpoint(tensors=CASES[model, author], source="file", revision=None, sha256="", trained=True)
+@pytest.mark.parametrize(
+    ("model", "author", "made"),
+    [
+        ("eva02_tiny_336", "BAAI", baai),
+        ("eva02_base_clip_224", "BAAI", functools.partial(baai, prefix="visual.")),
+        ("pe_core_small", "perception_models", perception),
+        ("sapiens2_base", "Sapiens2", sapiens2),
+    ],
+)
+def test_every_number_arrives_under_its_name(model: str, author: str, made: Callable[[str], Tensors]) -> None:
+    spec = two_blocks(model)
+    given = Checkpoint(tensors=made(model), source="file", revision=None, sha256="", trained=True)
     found = adopt(spec, given)
     wanted = seeded(model)
     assert found.tensors.keys() == FAMILIES[spec.family].shapes(spec, spec.classes).keys()
@@ -105,7 +114,7 @@ def test_every_number_arrives_under_its_name(model: str, author: str) -> None:
 
 def test_a_pretraining_files_final_norm_is_that_of_the_pooled_feature() -> None:
     """As timm has it; the mask token and the head over visual words are of pre-training."""
-    spec, tensors = find_model("eva02_tiny_224"), seeded("eva02_tiny_224")
+    spec, tensors = two_blocks("eva02_tiny_224"), seeded("eva02_tiny_224")
     theirs = renamed(tensors, BAAI_PACKED)
     for kind in ("weight", "bias"):
         theirs[f"norm.{kind}"] = theirs.pop(f"fc_norm.{kind}")
@@ -117,7 +126,7 @@ def test_a_pretraining_files_final_norm_is_that_of_the_pooled_feature() -> None:
 
 
 def test_a_tensor_too_many_is_named() -> None:
-    tensors = CASES["sapiens2_base", "Sapiens2"] | {"extra.weight": torch.zeros(3)}
+    tensors = sapiens2("sapiens2_base") | {"extra.weight": torch.zeros(3)}
     given = Checkpoint(tensors=tensors, source="file", revision=None, sha256="", trained=True)
     with pytest.raises(CheckpointError, match=r"unexpected extra\.weight"):
-        adopt(find_model("sapiens2_base"), given)
+        adopt(two_blocks("sapiens2_base"), given)
