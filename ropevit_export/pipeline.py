@@ -83,7 +83,7 @@ def export(
     makers, remark = planning.makers(request)
     if out is not None:
         staging.refuse_existing(out, force=force)
-    loaded, checkpoint = stages.load(request, progress, weights)
+    request, loaded, checkpoint = stages.load(request, progress, weights)
     final = planning.final_folder(request, checkpoint, out)
     with staging.claimed(final, waiting=(lambda: progress("waiting for another process")) if resume else None):
         if resume and (kept := existing(request, final, force=force)):
@@ -131,7 +131,7 @@ def _add_graph(
         sample = _as_fed(exact, io)
         for source in sources.values():
             _check_graph(draft, source.artifact, io, sample, progress)
-        draft.add_golden(size, sample.images, sample.expected)
+        draft.add_golden(size, sample.images, sample.expected, sample.host)
     draft.require_parity()
     return sources
 
@@ -168,7 +168,7 @@ def _add_engine(draft: Draft, source: Source, maker: Builder, cache: Path | None
     request, io, onnx = draft.request, source.io, draft.folder / source.artifact.path
     spec, path = planning.engine_spec(request, maker, io), draft.path(io, maker.suffix)
     with stage(f"{maker.runtime} {io.resolution}", progress) as note:
-        plan = engine_cache.build(maker, onnx, draft.weights.path, spec, path, cache)
+        plan = engine_cache.build(maker, draft.graph_files(onnx), spec, path, cache)
         layers = draft.write_layers(path, plan)
         wanted = {node: {plan.promotions.get(name, name) for name in names} for node, names in source.products.items()}
         counted = census.of_engine(plan.layers, wanted)

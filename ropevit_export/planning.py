@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,8 @@ def makers(request: Request) -> tuple[list[Builder], str | None]:
     from ropevit_export.backends.select import builders
 
     if request.calib is not None:
-        calibration.pictures(request.calib)  # that there are any
+        # that there are any, and that they can be read
+        calibration.pictures(request.calib, skip_unreadable=request.skip_unreadable)
     found, remark = builders(request.engines)
     if request.require_fused_attention and not found:
         raise BackendError(f"--require-fused-attention needs an engine, but {remark}.")
@@ -65,28 +65,14 @@ def engine_spec(request: Request, maker: Builder, io: IoSpec) -> EngineSpec:
 def choices(request: Request, weights: Weights) -> list[str]:
     """What the request left open and was chosen for the user, as sentences."""
     model, said = request.model, []
+    if request.skip_unreadable and (names := calibration.left_out(request.calib)):
+        said.append(f"{len(names)} pictures of --calib can't be read and are left out: {', '.join(names[:6])}")
     if request.output is None and not model.classes:
         head = f", though the file has one of {weights.classes} classes" if weights.classes else ""
         said.append(f"the output is pooled: {model.short} is published without a head{head}")
     if request.pool is None and model.head_pool not in (None, model.pool):
         said += [_POOLED[output.name].format(_POOLS[output.pool]) for output in request.outputs if output.pool]
-    return [*said, *_positions(request, weights)]
-
-
-def _positions(request: Request, weights: Weights) -> list[str]:
-    """Of sizes at which timm's own module answers otherwise, as it resizes positions otherwise."""
-    model = request.model
-    if not model.ape:
-        return []
-    side = math.isqrt(weights.tensors["pos_embed"].shape[1] - model.embedded_prefix)
-    if request.rope == "baked" and {model.grid(size) for size in request.resolutions} == {(side, side)}:
-        return []
-    how = "bilinearly" if model.ape_resize == "bilinear" else "bicubically"
-    said = f"the absolute embedding is resized from {side}x{side} {how} and without antialiasing"
-    if not model.timm:
-        return [f"{said}; timm antialiases it"]
-    rotary = f", and scales rotary positions to {side}x{side}" if model.ape_resize == "bilinear" else ""
-    return [f"{said}, as the authors do; timm resizes it otherwise{rotary}"]
+    return said
 
 
 def final_folder(request: Request, checkpoint: Checkpoint, out: Path | None) -> Path:

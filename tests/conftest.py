@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,9 +31,12 @@ from ropevit_export.models.zoo import find_model
 from ropevit_export.parity import samples
 from ropevit_export.request import Request
 from ropevit_export.rope.tables import block_factors, block_tables
+from ropevit_export.trace import export
 from ropevit_export.trace.export import FORMS
 from ropevit_export.trace.positions import TableBank
 from ropevit_export.values import Dim, IoSpec, Output, Resolution, Weights
+from tests import traces
+from tests.rows import shallow
 
 if TYPE_CHECKING:
     from ropevit_export.values import Factors, Tables
@@ -54,6 +57,31 @@ Array = npt.NDArray[np.float32]
 # Whether this CPU multiplies in bfloat16, without which OpenVINO refuses to.
 HAS_BFLOAT16 = bool({"avx512_bf16", "amx_bf16"} & set(hardware.cpu_features()))
 ONE = Dim(min=1, opt=1, max=1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """CI sets a time, in seconds since 1970, after which no slow test may begin."""
+    until = os.environ.get("SLOW_TESTS_UNTIL")
+    if until and item.get_closest_marker("slow") and time.time() > float(until):
+        pytest.skip("too late for a slow test: SLOW_TESTS_UNTIL is over")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """See `traces.py`; the processes of pytest-xdist share a folder."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traces"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_export", traces.once(folder))
+        yield
+
+
+@pytest.fixture
+def traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_export", traces.TRACE)
+
+
 LOGITS = (Output.named("logits", pool="token"),)
 
 
@@ -104,11 +132,6 @@ def tables_of(spec: ModelSpec, weights: Weights, resolution: Resolution) -> list
     return block_tables(frequencies_of(spec, weights), spec.rope.coordinates, spec.window(resolution), spec.prefix)
 
 
-def shallow(spec: ModelSpec) -> ModelSpec:
-    """Few blocks: tracing takes its time by the block."""
-    return dataclasses.replace(spec, depths=(2,) if len(spec.depths) == 1 else (2, 2, 1, 1))
-
-
 @functools.lru_cache(maxsize=16)
 def _case(model: str, size: str, output: str, deep: bool) -> Case:
     spec, resolution = find_model(model), Resolution.parse(size)
@@ -137,7 +160,7 @@ def graph_of() -> Callable[[str], ir.Model]:
     return ir.from_onnx_text
 
 
-SMALL = ("--model", "rope_axial_deit_small", "--res", "32", "--engine", "none", "-q")
+SMALL = ("--model", "shallow_rope_axial_deit_small", "--res", "32", "--engine", "none", "-q")
 
 
 @pytest.fixture(scope="session")

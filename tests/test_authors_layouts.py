@@ -103,7 +103,7 @@ def sapiens2(model: str) -> Tensors:
 )
 def test_every_number_arrives_under_its_name(model: str, author: str, made: Callable[[str], Tensors]) -> None:
     spec = two_blocks(model)
-    given = Checkpoint(tensors=made(model), source="file", revision=None, sha256="", trained=True)
+    given = Checkpoint(dictionaries={"": made(model)}, source="file", revision=None, sha256="", trained=True)
     found = adopt(spec, given)
     wanted = seeded(model)
     assert found.tensors.keys() == FAMILIES[spec.family].shapes(spec, spec.classes).keys()
@@ -120,13 +120,13 @@ def test_a_pretraining_files_final_norm_is_that_of_the_pooled_feature() -> None:
         theirs[f"norm.{kind}"] = theirs.pop(f"fc_norm.{kind}")
         theirs[f"lm_head.{kind}"] = torch.zeros(9, 192) if kind == "weight" else torch.zeros(9)
     theirs["mask_token"] = torch.zeros(1, 1, 192)
-    given = Checkpoint(tensors=theirs, source="file", revision=None, sha256="", trained=True)
+    given = Checkpoint(dictionaries={"": theirs}, source="file", revision=None, sha256="", trained=True)
     found = adopt(spec, given).tensors
     assert torch.equal(found["fc_norm.weight"], tensors["fc_norm.weight"])
 
 
 def test_a_tensor_too_many_is_named() -> None:
     tensors = sapiens2("sapiens2_base") | {"extra.weight": torch.zeros(3)}
-    given = Checkpoint(tensors=tensors, source="file", revision=None, sha256="", trained=True)
+    given = Checkpoint(dictionaries={"": tensors}, source="file", revision=None, sha256="", trained=True)
     with pytest.raises(CheckpointError, match=r"unexpected extra\.weight"):
         adopt(two_blocks("sapiens2_base"), given)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +23,10 @@ from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.zoo import EVA02, EXAMPLES, MODELS, find_model
 from ropevit_export.parity import tolerance
 from tests.conftest import SMALL
+from tests.rows import command_line
 
 Run = Callable[..., tuple[int, str, str]]
+SEEDED = ("--weights", "random", "--engine", "none", "-q", "--json", "--out", "out")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "tuned.safetensors"
-    save_file(dict(random_checkpoint(find_model("rope_axial_deit_small"), 1).tensors), path)
+    save_file(dict(random_checkpoint(find_model(SMALL[1]), 1).tensors), path)
     return path
 
 
@@ -116,10 +116,10 @@ def test_models_are_listed_by_family_or_one_by_one(run: Run) -> None:
 
 def test_without_a_hub_the_bundle_is_random_and_says_so(run: Run, tmp_path: Path) -> None:
     code, out, err = run(*SMALL)
-    folder = tmp_path / "engines" / "rope_axial_deit_small-32-fp32-random"
+    folder = tmp_path / "engines" / "shallow_rope_axial_deit_small-32-fp32-random"
     assert (code, err) == (0, "")
     assert "UNTRAINED" in out.splitlines()[-1]
-    assert "rope_axial_deit_small-32-fp32-random" in out.splitlines()[-1]
+    assert folder.name in out.splitlines()[-1]
     assert "UNTRAINED" in (folder / "report.md").read_text()
     listed = json.loads((folder / "manifest.json").read_text())
     assert listed["weights"]["trained"] is False
@@ -142,7 +142,7 @@ def test_without_a_hub_pretrained_is_an_error(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_local_file_with_its_classes_is_exported(run: Run, tmp_path: Path) -> None:
-    tensors = dict(random_checkpoint(find_model("rope_axial_deit_small"), 1).tensors)
+    tensors = dict(random_checkpoint(find_model(SMALL[1]), 1).tensors)
     tensors |= {"head.weight": tensors["head.weight"][:7].clone(), "head.bias": tensors["head.bias"][:7].clone()}
     torch.save({"model": tensors}, tmp_path / "tuned.pth")
     code, out, _ = run(*SMALL, "--weights", "tuned.pth", "--out", "out", "--json")
@@ -163,8 +163,8 @@ def test_a_local_file_with_its_classes_is_exported(run: Run, tmp_path: Path) -> 
         (lambda path: path.unlink(), ["no checkpoint at", "existing file"]),
         (lambda path: path.write_bytes(path.read_bytes()[:5000]), ["can't be read as a checkpoint"]),
         (lambda path: save_file(dict(random_checkpoint(find_model("swin_tiny"), 0).tensors), path),
-         ["does not fit rope_axial_deit_small_patch16_LS", "try --model swin_tiny"]),
-        (lambda path: save_file(with_nan(), path), ["blocks.3.mlp.fc1.weight holds 1 NaN or infinite values"]),
+         ["does not fit shallow_rope_axial_deit_small_patch16_LS", "try --model swin_tiny"]),
+        (lambda path: save_file(with_nan(), path), ["blocks.1.mlp.fc1.weight holds 1 NaN or infinite values"]),
     ],
     ids=["missing", "truncated", "wrong family", "NaN"],
 )  # fmt: skip
@@ -179,8 +179,8 @@ def test_a_bad_checkpoint_is_one_line(
 
 
 def with_nan() -> dict[str, torch.Tensor]:
-    tensors = dict(random_checkpoint(find_model("rope_axial_deit_small"), 1).tensors)
-    tensors["blocks.3.mlp.fc1.weight"][5, 5] = torch.nan
+    tensors = dict(random_checkpoint(find_model(SMALL[1]), 1).tensors)
+    tensors["blocks.1.mlp.fc1.weight"][5, 5] = torch.nan
     return tensors
 
 
@@ -211,11 +211,7 @@ def subprocess_run(*arguments: str, cwd: Path, limit: int | None = None) -> subp
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    code = "from ropevit_export.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=cwd, text=True, preexec_fn=small_disk,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    return command_line(*arguments, cwd=cwd, preexec_fn=small_disk)
 
 
 def test_no_space_left_leaves_the_old_bundle(bundle: Path, tmp_path: Path) -> None:
@@ -285,7 +281,7 @@ def test_check_accepts_a_moved_bundle(run: Run, bundle: Path, tmp_path: Path) ->
     code, out, err = run("check", copy)
     assert (code, err) == (0, "")
     assert out.splitlines()[-1].endswith(
-        "every file as listed, 1 of 1 comparisons within tolerance, 1 of 1 artifacts run here"
+        "every file as listed, 2 of 2 comparisons within tolerance, 2 of 2 artifacts run here"
     )
     code, out, _ = run("check", copy, "--json")
     assert json.loads(out)["parity"][0]["passed"] is True
@@ -325,35 +321,36 @@ def test_check_runs_the_graph(run: Run, bundle: Path, monkeypatch: pytest.Monkey
 
 
 def test_one_dynamic_graph_is_checked_at_a_size_that_nobody_named(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("--model", "rope_axial_deit_small", "--res", "32x64,48", "--engine", "none", "-q", "--weights",
-                       "random", "--rope", "dynamic", "--json", "--out", "out")  # fmt: skip
+    code, out, _ = run("--model", "shallow_rope_axial_deit_small", "--res", "32x48,48", "--rope", "dynamic", *SEEDED)
     listed = json.loads(out)
-    (artifact,) = listed["artifacts"]
     assert code == 0
     assert listed["rope"] == "dynamic"
-    assert artifact["dynamic"] == {"max": [48, 64], "multiple": 16, "patch": 16, "prefix": 1}
-    assert artifact["resolutions"] == [[32, 64], [48, 48]]
-    assert artifact["inputs"][0]["shape"] == [1, 3, "height", "width"]
-    assert [(each["resolution"], each["passed"]) for each in listed["parity"]] == [
-        ([32, 64], True),
-        ([48, 48], True),
-        ([16, 48], True),
-    ]
+    for artifact in listed["artifacts"]:
+        assert artifact["dynamic"] == {"max": [48, 48], "multiple": 16, "patch": 16, "prefix": 1}
+        assert artifact["resolutions"] == [[32, 48], [48, 48]]
+        assert artifact["inputs"][0]["shape"] == [1, 3, "height", "width"]
+        own = [each for each in listed["parity"] if each["artifact"] == artifact["path"]]
+        assert [(each["resolution"], each["passed"]) for each in own] == [
+            ([32, 48], True),
+            ([48, 48], True),
+            ([16, 32], True),
+        ]
     assert run("check", "out")[0] == 0
 
 
 def test_a_graph_with_position_inputs_says_what_they_are(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("--model", "rope_mixed_ape_deit_small", "--res", "32x64", "--engine", "none", "-q", "--weights",
-                       "random", "--rope", "inputs", "--batch", "1:2:4", "--json", "--out", "out")  # fmt: skip
+    options = ("--res", "32x64", "--rope", "inputs", "--batch", "1:2:4")
+    code, out, _ = run("--model", "shallow_rope_mixed_ape_deit_small", *options, *SEEDED)
     listed = json.loads(out)
-    (artifact,) = listed["artifacts"]
+    artifact, fast = listed["artifacts"]
     assert code == 0
     assert listed["rope"] == "inputs"
+    assert (fast["form"], fast["inputs"]) == ("onnxruntime", artifact["inputs"])
     assert artifact["dynamic"] == {"max": [32, 64], "multiple": 16, "patch": 16, "prefix": 1}
     assert [(each["name"], each["dtype"], each["shape"]) for each in artifact["inputs"]] == [
         ("image", "float32", ["batch", 3, "height", "width"]),
-        ("cos", "float32", [12, "tokens", 6, 32]),
-        ("sin", "float32", [12, "tokens", 6, 32]),
+        ("cos", "float32", [2, "tokens", 6, 32]),
+        ("sin", "float32", [2, "tokens", 6, 32]),
         ("pos_embed", "float32", ["patches", 384]),
     ]
     assert [each["kind"] for each in artifact["files"]] == ["weights", "positions"]
@@ -374,27 +371,23 @@ def test_a_swin_of_any_size_is_refused_with_the_reason(run: Run, rope: str) -> N
 
 
 def test_several_sizes_make_one_bundle(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("--model", "swin_rope_mixed_tiny", "--res", "32,32x64", "--engine", "none", "-q", "--weights",
-                       "random", "--output", "tokens", "--batch", "1:2:3", "--json", "--out", "out")  # fmt: skip
+    options = ("--res", "32,32x64", "--output", "tokens")
+    code, out, _ = run("--model", "shallow_swin_rope_mixed_tiny", *options, *SEEDED)
     listed = json.loads(out)
     assert code == 0
-    assert [each["resolutions"] for each in listed["artifacts"]] == [[[32, 32]], [[32, 64]]]
-    assert [each["outputs"][0]["shape"] for each in listed["artifacts"]] == [["batch", 1, 768], ["batch", 2, 768]]
-    assert [(each["resolution"], each["batch"]) for each in listed["parity"]] == [
-        ([32, 32], 1),
-        ([32, 32], 3),
-        ([32, 64], 1),
-        ([32, 64], 3),
-    ]
-    weights = sum(
-        tensor.numel() * 4 for tensor in random_checkpoint(find_model("swin_rope_mixed_tiny"), 0).tensors.values()
-    )
+    graphs = [each for each in listed["artifacts"] if each["form"] == "portable"]
+    assert [each["resolutions"] for each in graphs] == [[[32, 32]], [[32, 64]]]
+    assert [each["outputs"][0]["shape"] for each in graphs] == [[1, 1, 768], [1, 2, 768]]
+    paths = [each["path"] for each in graphs]
+    assert [each["resolution"] for each in listed["parity"] if each["artifact"] in paths] == [[32, 32], [32, 64]]
+    drawn = random_checkpoint(find_model("shallow_swin_rope_mixed_tiny"), 0)
+    weights = sum(tensor.numel() * 4 for tensor in drawn.tensors.values())
     assert (tmp_path / "out" / "weights.data").stat().st_size < 1.05 * weights
 
 
 def test_half_precision_takes_raw_pixels(run: Run, tmp_path: Path) -> None:
-    options = ("--engine", "none", "-q", "--weights", "random", "--precision", "fp16", "--pixels", "--json")
-    code, out, _ = run("--model", "swin_rope_mixed_tiny", "--res", "32", *options, "--out", "out")
+    options = ("--res", "32", "--precision", "fp16", "--pixels")
+    code, out, _ = run("--model", "shallow_swin_rope_mixed_tiny", *options, *SEEDED)
     assert code == 0
     assert json.loads(out)["artifacts"][0]["inputs"][0]["dtype"] == "uint8"
 

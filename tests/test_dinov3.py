@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from safetensors.torch import save_file
 
 from ropevit_export import cli
 from ropevit_export.bundle import manifest
-from ropevit_export.models import zoo
 from ropevit_export.models.adopt import adopt
 from ropevit_export.models.dinov3_layouts import timm_layout
 from ropevit_export.models.families import FAMILIES
@@ -27,7 +25,6 @@ from ropevit_export.runtime import load
 from ropevit_export.values import Resolution
 
 Arrays = dict[str, np.ndarray]
-SHALLOW = 2
 # Width, MLP and biases of each kind; the others differ by their sizes only.
 KINDS = ("dinov3_small", "dinov3_small_plus", "dinov3_small_qkvb", "lingbot_small")
 WHOLE = (*KINDS, "dinov3_base")
@@ -35,14 +32,6 @@ NAMED = ("224", "256", "512x768", "128x384")
 NEVER_NAMED = ("16", "336x208", "640x480")
 META_NAMES = {"reg_token": "storage_tokens"}
 OUTPUTS = "pooled,cls,tokens,features:0,1"
-
-
-@pytest.fixture
-def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows with two blocks only: tracing takes its time by the block."""
-    monkeypatch.setattr(
-        zoo, "_BY_NAME", {spec.short: dataclasses.replace(spec, depths=(SHALLOW,)) for spec in (*DINOV3, *LINGBOT)}
-    )
 
 
 def timms(spec: ModelSpec, **changes: Any) -> torch.nn.Module:
@@ -77,8 +66,7 @@ def export(model: str, out: Path, *options: str) -> Path:
     return out
 
 
-@pytest.mark.usefixtures("shallow")
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", [f"shallow_{kind}" for kind in KINDS])
 def test_a_baked_graph_is_timms_model(model: str, tmp_path: Path) -> None:
     bundle = load(export(model, tmp_path / "out", "--res", "96x64", "--output", OUTPUTS))
     image = noise("96x64")
@@ -88,16 +76,15 @@ def test_a_baked_graph_is_timms_model(model: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(answer, wanted[name], atol=2e-5, err_msg=name)
 
 
-@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("rope", ["dynamic", "inputs"])
 def test_one_graph_is_timms_model_at_sizes_never_named(rope: str, tmp_path: Path) -> None:
     """Angles follow the grid: a table cut from a larger one would be wrong at every size but the largest."""
     options = ("--res", "96x160", "--rope", rope, "--batch", "1:2:3", "--output", "pooled,tokens,features:0")
-    bundle = load(export("dinov3_small_plus", tmp_path / "out", *options))
+    bundle = load(export("shallow_dinov3_small_plus", tmp_path / "out", *options))
     for size in ("96x160", "16", "48x160", "80x32"):
         image = np.repeat(noise(size), 2, axis=0)
         ours = bundle.run_all(image)
-        wanted = theirs(find_model("dinov3_small_plus"), image, (0,))
+        wanted = theirs(find_model("shallow_dinov3_small_plus"), image, (0,))
         for name, answer in ours.items():
             np.testing.assert_allclose(answer, wanted[name], atol=2e-5, err_msg=f"{name} at {size}")
 
@@ -116,46 +103,43 @@ def test_whole_models_are_timms(model: str, rope: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(answer, wanted[name], atol=2e-5, err_msg=f"{name} at {size}")
 
 
-@pytest.mark.usefixtures("shallow")
 def test_features_may_be_left_as_they_are_and_end_the_graph(tmp_path: Path) -> None:
     """Nothing behind the last block read is in the graph: here all of the second block."""
-    whole = export("dinov3_small", tmp_path / "whole", "--res", "64", "--output", "tokens")
-    cut = export("dinov3_small", tmp_path / "cut", "--res", "64", "--output", "features:0", "--features-raw")
+    whole = export("shallow_dinov3_small", tmp_path / "whole", "--res", "64", "--output", "tokens")
+    cut = export("shallow_dinov3_small", tmp_path / "cut", "--res", "64", "--output", "features:0", "--features-raw")
     image = noise("64")
     with torch.inference_mode():
-        (wanted,) = timms(find_model("dinov3_small")).forward_intermediates(
+        (wanted,) = timms(find_model("shallow_dinov3_small")).forward_intermediates(
             torch.from_numpy(image), indices=[0], norm=False, intermediates_only=True
         )
     np.testing.assert_allclose(load(cut).run(image), wanted.numpy(), atol=2e-5)
     assert (cut / "weights.data").stat().st_size < 0.6 * (whole / "weights.data").stat().st_size
 
 
-@pytest.mark.usefixtures("shallow")
 def test_pooling_is_the_authors_unless_timms_is_asked_for(tmp_path: Path) -> None:
     image = noise("64")
     with torch.inference_mode():
-        averaged = timms(find_model("dinov3_small"))(torch.from_numpy(image)).numpy()  # timm's own default
-    chosen = export("dinov3_small", tmp_path / "avg", "--res", "64", "--pool", "avg")
+        averaged = timms(find_model("shallow_dinov3_small"))(torch.from_numpy(image)).numpy()  # timm's own default
+    chosen = export("shallow_dinov3_small", tmp_path / "avg", "--res", "64", "--pool", "avg")
     np.testing.assert_allclose(load(chosen).run(image), averaged, atol=2e-5)
-    default = export("dinov3_small", tmp_path / "token", "--res", "64")
+    default = export("shallow_dinov3_small", tmp_path / "token", "--res", "64")
     assert np.abs(load(default).run(image) - averaged).max() > 0.1
     listed = manifest.read(default)
     assert listed.choices == (
-        "the output is pooled: dinov3_small is published without a head",
+        "the output is pooled: shallow_dinov3_small is published without a head",
         "pooled is the class token, as the authors take it: --pool chooses",
     )
     assert [(output.name, output.pool) for output in listed.artifacts[0].outputs] == [("pooled", "token")]
 
 
-@pytest.mark.usefixtures("shallow")
 def test_a_head_fine_tuned_with_timm_reads_what_timm_pools(tmp_path: Path) -> None:
-    spec = find_model("dinov3_small")
-    model = timm.create_model(spec.timm, depth=SHALLOW, num_classes=7).eval()
+    spec = find_model("shallow_dinov3_small")
+    model = timm.create_model(spec.timm, depth=spec.depths[0], num_classes=7).eval()
     state = dict(random_checkpoint(spec, seed=0).tensors)
     state |= {"head.weight": torch.randn(7, 384) * 0.05, "head.bias": torch.randn(7)}
     model.load_state_dict(state, strict=True)
     torch.save(state, tmp_path / "tuned.pth")
-    out = export("dinov3_small", tmp_path / "out", "--res", "64", "--output", "logits", "--weights",
+    out = export("shallow_dinov3_small", tmp_path / "out", "--res", "64", "--output", "logits", "--weights",
                  str(tmp_path / "tuned.pth"))  # fmt: skip
     image = noise("64")
     with torch.inference_mode():
@@ -184,8 +168,7 @@ def transformers_model(spec: ModelSpec) -> Any:
     return model
 
 
-@pytest.mark.usefixtures("shallow")
-@pytest.mark.parametrize("model", ["dinov3_small_qkvb", "dinov3_small_plus"])
+@pytest.mark.parametrize("model", ["shallow_dinov3_small_qkvb", "shallow_dinov3_small_plus"])
 def test_weights_in_the_layout_of_transformers_give_the_same_graph(model: str, tmp_path: Path) -> None:
     spec = find_model(model)
     theirs_model = transformers_model(spec)
@@ -207,28 +190,31 @@ def test_weights_in_the_layout_of_transformers_give_the_same_graph(model: str, t
     assert "the file is in the layout of transformers" in manifest.read(ours).choices
 
 
-@pytest.mark.usefixtures("shallow")
 def test_metas_periods_win_over_the_formula_and_zero_biases_are_left_out(tmp_path: Path) -> None:
     """Meta's files hold periods rounded to bfloat16, which its code uses; tokens move by what timm leaves out."""
-    spec = find_model("dinov3_small")
+    spec = find_model("shallow_dinov3_small")
     tensors = dict(random_checkpoint(spec, seed=0).tensors)
     periods = torch.tensor([1 / frequency for frequency in spec.rope.magnitudes(64)])
     metas = {META_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
     metas = {name.replace(".gamma_", ".ls").replace("ls1", "ls1.gamma").replace("ls2", "ls2.gamma"): tensor
              for name, tensor in metas.items()}  # fmt: skip
     metas |= {f"blocks.{block}.attn.qkv.{leaf}": torch.zeros(3 * 384)
-              for block in range(SHALLOW) for leaf in ("bias", "bias_mask")}  # fmt: skip
+              for block in range(spec.depths[0]) for leaf in ("bias", "bias_mask")}  # fmt: skip
     torch.save(metas | {"rope_embed.periods": periods.bfloat16()}, tmp_path / "meta.pth")
-    options = ("--res", "64x96", "--output", "tokens", "--weights", str(tmp_path / "meta.pth"))
+    # The first block shows it.
+    options = ("--res", "64x96", "--output", "features:0", "--weights", str(tmp_path / "meta.pth"))
     image = noise("64x96")
     model = timms(spec)
     model.rope.periods.copy_(periods.bfloat16().float())  # type: ignore[union-attr, operator]
     with torch.inference_mode():
-        wanted = model.forward_features(torch.from_numpy(image)).numpy()
+        (map_of_0,) = model.forward_intermediates(
+            torch.from_numpy(image), indices=[0], norm=True, intermediates_only=True
+        )
+    wanted = map_of_0.numpy()
     for rope in ("baked", "dynamic", "inputs"):
-        out = export("dinov3_small", tmp_path / rope, *options, "--rope", rope)
+        out = export("shallow_dinov3_small", tmp_path / rope, *options, "--rope", rope)
         np.testing.assert_allclose(load(out).run(image), wanted, atol=2e-5, err_msg=rope)
-    assert np.abs(wanted - theirs(spec, image, (0,))["tokens"]).max() > 1e-4
+    assert np.abs(wanted - theirs(spec, image, (0,))["features_0"]).max() > 1e-4
     assert manifest.read(out).choices == (
         "the file is in the layout of Meta",
         "the file's biases of queries and values are all 0, and left out",
@@ -236,16 +222,16 @@ def test_metas_periods_win_over_the_formula_and_zero_biases_are_left_out(tmp_pat
     )
 
 
-def planted(folder: Path, name: str, factor: float, model: str = "dinov3_small") -> tuple[str, str]:
+def planted(folder: Path, name: str, factor: float, model: str = "shallow_dinov3_small") -> tuple[str, str]:
     """Options for the seeded weights of two blocks with one tensor enlarged."""
     tensors = dict(random_checkpoint(find_model(model), seed=0).tensors)
     torch.save(tensors | {name: tensors[name] * factor}, folder / "planted.pth")
     return "--weights", str(folder / "planted.pth")
 
 
-@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(
-    ("model", "precision"), [("dinov3_small", "fp16"), ("dinov3_small_plus", "fp16"), ("dinov3_small", "bf16")]
+    ("model", "precision"),
+    [("shallow_dinov3_small", "fp16"), ("shallow_dinov3_small_plus", "fp16"), ("shallow_dinov3_small", "bf16")],
 )
 def test_registers_a_thousand_times_the_rest_stay_finite_in_16_bits(model: str, precision: str, tmp_path: Path) -> None:
     weights = planted(tmp_path, "reg_token", 1e3, model)
@@ -261,7 +247,6 @@ def test_registers_a_thousand_times_the_rest_stay_finite_in_16_bits(model: str, 
     assert products.get("fp32", 1) == 1
 
 
-@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(
     ("name", "factor", "place"),
     [
@@ -274,8 +259,8 @@ def test_what_float16_cannot_hold_is_refused_by_its_place(
     name: str, factor: float, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = planted(tmp_path, name, factor)
-    arguments = ["--model", "dinov3_small", "--res", "64", "--engine", "none", "-q", "--out", str(tmp_path / "out")]
-    assert cli.run([*arguments, *weights, "--precision", "fp16"]) == 1
+    arguments = ["--model", "shallow_dinov3_small", "--res", "64", "--precision", "fp16", "--engine", "none", "-q"]
+    assert cli.run([*arguments, *weights, "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.startswith(f"error: {place}")
     assert not (tmp_path / "out").exists()
 

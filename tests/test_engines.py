@@ -28,7 +28,9 @@ from ropevit_export.machine import gpu, hardware
 from ropevit_export.machine.gpu import Gpu
 from ropevit_export.request import EngineOptions, EngineSpec, Request, TimingCache
 from ropevit_export.values import Plan, Precision, Profile, Resolution
+from tests import counting_builder
 from tests.conftest import HAS_BFLOAT16
+from tests.counting_builder import CountingBuilder
 from tests.fakes import tensorrt as fake
 
 if TYPE_CHECKING:
@@ -244,7 +246,11 @@ def test_a_tensorrt_engine_in_a_bundle_is_listed_with_how_it_was_built_and_compa
     assert engine.options == {"workspace": 64}
     assert "a second build can differ" in str(engine.remark)
     assert {each.format: each.products for each in engine.census} == {"fp32": 1}
-    assert [each.artifact for each in written.parity] == ["model-32.onnx", "model-32.engine"]
+    assert [each.artifact for each in written.parity] == [
+        "model-32.onnx",
+        "model-32.onnxruntime.onnx",
+        "model-32.engine",
+    ]
     assert written.parity[-1].runtime == "stand-in for model-32.engine"
 
 
@@ -306,31 +312,6 @@ def test_openvino_that_reads_no_graph_says_so(tmp_path: Path) -> None:
         OpenVinoBuilder().build(tmp_path / "model.onnx", spec(), tmp_path / "model.xml")
 
 
-class Slow:
-    """A builder that counts its work."""
-
-    runtime, suffix, all_targets = "slow", ".slow", ("89",)
-    options = frozenset({"targets"})
-    version = "slow 1"
-
-    def __init__(self) -> None:
-        self.built = 0
-
-    def check(self, spec: EngineSpec) -> None: ...
-
-    def targets(self, spec: EngineSpec) -> tuple[str, ...]:
-        return spec.targets or self.all_targets
-
-    def runner(self, path: Path, precision: Precision) -> None: ...
-
-    def build(self, onnx: Path, spec: EngineSpec, path: Path) -> Plan:
-        self.built += 1
-        path.write_bytes(onnx.read_bytes() + str(self.targets(spec)).encode())
-        part = path.with_suffix(".part")
-        part.write_bytes(b"part")
-        return Plan(files=(path, part), layers=({"name": "k"},), built_with=self.version, targets=self.targets(spec))
-
-
 @pytest.fixture
 def graph(tmp_path: Path) -> tuple[Path, Path]:
     onnx, weights = tmp_path / "model.onnx", tmp_path / "weights.data"
@@ -340,11 +321,11 @@ def graph(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_the_cache_gives_what_was_built_from_the_same_bytes(graph: tuple[Path, Path], tmp_path: Path) -> None:
-    onnx, weights = graph
-    maker, kept = Slow(), tmp_path / "cache"
+    _, weights = graph
+    maker, kept = CountingBuilder(), tmp_path / "cache"
 
     def build(name: str, wanted: EngineSpec) -> Plan:
-        return cache.build(maker, onnx, weights, wanted, tmp_path / name, kept)
+        return cache.build(maker, graph, wanted, tmp_path / name, kept)
 
     first = build("a.slow", spec())
     second = build("b.slow", spec())
@@ -364,23 +345,15 @@ def test_the_cache_gives_what_was_built_from_the_same_bytes(graph: tuple[Path, P
 
 
 def test_a_damaged_entry_is_built_again(graph: tuple[Path, Path], tmp_path: Path) -> None:
-    maker, kept = Slow(), tmp_path / "cache"
-    cache.build(maker, *graph, spec(), tmp_path / "a.slow", kept)
+    maker, kept = CountingBuilder(), tmp_path / "cache"
+    cache.build(maker, graph, spec(), tmp_path / "a.slow", kept)
     (entry,) = kept.iterdir()
     (entry / "engine.part").write_bytes(b"trap")
-    cache.build(maker, *graph, spec(), tmp_path / "a.slow", kept)
+    cache.build(maker, graph, spec(), tmp_path / "a.slow", kept)
     assert maker.built == 2
     assert (tmp_path / "a.part").read_bytes() == b"part"
-    cache.build(maker, *graph, spec(), tmp_path / "a.slow", kept)
+    cache.build(maker, graph, spec(), tmp_path / "a.slow", kept)
     assert maker.built == 2
-
-
-def _build_many(folder: Path, number: int, start: Any) -> None:
-    start.wait()
-    for index in range(20):
-        onnx = folder / f"model-{index}.onnx"
-        plan = cache.build(Slow(), onnx, onnx, spec(), folder / f"out-{number}-{index}.slow", folder / "cache")
-        assert plan.files[0].read_bytes().startswith(onnx.read_bytes())
 
 
 def test_several_builders_share_a_cache(tmp_path: Path) -> None:
@@ -388,7 +361,9 @@ def test_several_builders_share_a_cache(tmp_path: Path) -> None:
         (tmp_path / f"model-{index}.onnx").write_bytes(np.random.default_rng(index).bytes(200_000))
     context = multiprocessing.get_context("spawn")
     start = context.Event()
-    workers = [context.Process(target=_build_many, args=(tmp_path, number, start)) for number in range(3)]
+    workers = [
+        context.Process(target=counting_builder.build_many, args=(tmp_path, number, start)) for number in range(3)
+    ]
     for worker in workers:
         worker.start()
     start.set()

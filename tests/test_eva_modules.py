@@ -100,7 +100,9 @@ def ours(spec: ModelSpec, module: torch.nn.Module, image: torch.Tensor, output: 
     size = Resolution(height=image.shape[2], width=image.shape[3])
     request = Request(model=spec, resolutions=(size,), output=output, engines=("none",))
     (io,) = request.graphs()
-    checkpoint = Checkpoint(tensors=module.state_dict(), source="module", revision=None, sha256="", trained=True)
+    checkpoint = Checkpoint(
+        dictionaries={"": module.state_dict()}, source="module", revision=None, sha256="", trained=True
+    )
     weights = adopt(spec, checkpoint)
     freqs = FAMILIES[spec.family].frequencies(spec, weights)
     made = tables.block_tables(freqs, spec.rope.coordinates, spec.grid(size), spec.prefix)

@@ -35,7 +35,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundles") / "digits"
-    assert cli.run([*DIGITS, "--res", "32x48,32", "--rope", "dynamic", "--out", str(path)]) == 0
+    assert cli.run([*DIGITS, "--res", "32x48,32", "--rope", "dynamic", "--batch", "1:2:4", "--out", str(path)]) == 0
     return path
 
 

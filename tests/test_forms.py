@@ -15,7 +15,10 @@ import openvino
 import pytest
 
 from ropevit_export import cli, passes
+from ropevit_export.backends import select
+from ropevit_export.backends.emulation import Emulated
 from ropevit_export.bundle import manifest, onnx_file
+from ropevit_export.inspect.graph import read
 from ropevit_export.models import zoo
 from ropevit_export.models.zoo import find_model
 from ropevit_export.passes import attention, turn_by_head
@@ -62,7 +65,7 @@ def test_onnxruntime_has_one_operator_for_a_rotation_and_one_for_attention(
     each = case(model, "64")
     graph = graph_of(each)
     before = len(graph.model.graph)
-    fast = passes.for_onnxruntime(graph)
+    fast = passes.for_onnxruntime(graph, "fp32")
     assert fast is not None
     assert len(graph.model.graph) == before
     path = written(fast, tmp_path)
@@ -74,6 +77,39 @@ def test_onnxruntime_has_one_operator_for_a_rotation_and_one_for_attention(
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     ours = np.concatenate([session.run(None, {"image": image[None]})[0] for image in each.images])
     np.testing.assert_allclose(ours, each.theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["rope_mixed_deit_small", "swin_rope_mixed_tiny"])
+def test_float16_has_onnxruntimes_operators_and_whole_norms(case: Make, model: str, tmp_path: Path) -> None:
+    each = case(model, "64")
+    fast = passes.for_onnxruntime(graph_of(each), "fp16")
+    assert fast is not None
+    path = written(fast, tmp_path)
+    assert kinds(path)["LayerNormalization"] >= 2 * len(each.spec.blocks)
+    runner = Emulated(path, precision="fp16")
+    ours = np.concatenate([runner.run({"image": image[None]})["logits"] for image in each.images])
+    error = np.abs(ours - each.theirs).max()
+    assert 1e-5 < error < 0.015
+    sized = {"image": (1, 3, 64, 64)}
+    other = tmp_path / "portable"
+    other.mkdir()
+    portable = read(written(passes.convert(graph_of(each), "fp16"), other), sized)
+    # a Swin's portable graph takes the mean after the head
+    assert sum(read(path, sized).flops.values()) == pytest.approx(sum(portable.flops.values()), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "expected"),
+    [
+        ("onnxruntime", "fp32", "onnxruntime"),
+        ("onnxruntime-cuda", "fp16", "onnxruntime"),
+        ("onnxruntime-cuda", "int8", "portable"),  # that form's 8-bit products are for a CPU
+        ("onnxruntime-tensorrt", "fp16", "portable"),
+        ("openvino", "int8", "openvino"),
+    ],
+)
+def test_a_backend_takes_its_form(backend: str, precision: str, expected: str) -> None:
+    assert select.form(backend, precision) == expected
 
 
 @pytest.mark.parametrize("model", MODELS)

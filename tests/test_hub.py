@@ -9,8 +9,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,54 +19,14 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from tests import hub_child
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OLDER = "89abcdef0123456789abcdef0123456789abcdef"
 MOST_REQUESTS = 60  # of one server: a client that never gives up must not hang the tests
 
 Pair = tuple[str, str]  # repository, file name
 Outcome = dict[str, Any]
-
-# Takes the steps from its command line, one outcome a step. `huggingface_hub` reads its environment on import.
-CHILD = """
-import dataclasses, json, sys, time
-from pathlib import Path
-from huggingface_hub import constants
-from ropevit_export.checkpoint import hub, source
-from ropevit_export.errors import RopevitError
-from ropevit_export.models.zoo import find_model
-from ropevit_export.models.spec import HubFile
-from ropevit_export.request import Request
-from ropevit_export.values import Checkpoint, Resolution
-
-def random():
-    return Checkpoint(tensors={}, source="random", revision=None, sha256="", trained=False)
-
-def load(files, revision=None, weights=None):
-    files = tuple(HubFile(repo=repo, filename=filename) for repo, filename in files)
-    if weights is None:
-        return hub.fetch(files, revision)
-    model = dataclasses.replace(find_model("deit_small"), hub=files)
-    square = Resolution(height=224, width=224)
-    return source.load(Request(model=model, resolutions=(square,), weights=weights, revision=revision), random)
-
-def outcome(step):
-    start = time.monotonic()
-    try:
-        found = load(**step)
-    except RopevitError as error:
-        result = {"error": type(error).__name__, "text": str(error)}
-    else:
-        tensors = {name: tensor.tolist() for name, tensor in found.tensors.items()}
-        result = {**{name: getattr(found, name) for name in ("source", "revision", "sha256", "trained")}, **tensors}
-    kept = [path.name for path in Path(constants.HF_HUB_CACHE).glob("*/*/**/*") if path.is_file()]
-    return {"outcome": result, "seconds": time.monotonic() - start, "kept": kept}
-
-constants.DOWNLOAD_CHUNK_SIZE = 64  # small files too arrive bit by bit
-steps, wait = json.loads(sys.argv[1])
-if not wait:  # huggingface_hub sleeps a second between its attempts
-    time.sleep = lambda seconds: None
-print(json.dumps([outcome(step) for step in steps]))
-"""
 
 
 @dataclass
@@ -218,19 +176,9 @@ class Result:
 def run(home: Path, url: str, *steps: Outcome, wait: bool = True, env: dict[str, str] | None = None) -> list[Result]:
     """Run the steps one after the other in a new process whose hub is `url`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
-    answer = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps([steps, wait])],
-        env=clean
-        | {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr
-    return [Result(**each) for each in json.loads(answer.stdout)]
+    clean |= {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    clean |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    return [Result(**each) for each in hub_child.run(list(steps), clean | (env or {}), wait=wait, timeout=50)]
 
 
 def safetensors(value: float = 1.0) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,18 +17,22 @@ import pytest
 from ropevit_export import cli, pipeline
 from ropevit_export.bundle import manifest, resume
 from ropevit_export.errors import BundleError
+from ropevit_export.machine.files import sha256
 from ropevit_export.models.zoo import find_model
 from ropevit_export.request import Request
 from ropevit_export.values import Resolution
 from ropevit_export.verbs import matrix
+from tests.rows import command_line
 
-DIGITS = ("--model", "rope_mixed_deit_digits", "--engine", "none")
-NAMES = ["rope_mixed_deit_digits-32-fp32", "rope_mixed_deit_digits-48-fp32"]
+# Two seeded blocks: every process traces anew.
+MODEL = ("--model", "shallow_rope_mixed_deit_digits", "--weights", "random", "--engine", "none")
+NAMES = ["shallow_rope_mixed_deit_digits-32-fp32-random", "shallow_rope_mixed_deit_digits-48-fp32-random"]
+PAIR = ("--matrix", "--res", "32,48", "--out", "many")
 
 
 def request(size: str = "32", **changes: Any) -> Request:
-    changes = {"engines": ("none",), "resolutions": (Resolution.parse(size),)} | changes
-    return Request(model=find_model("rope_mixed_deit_digits"), **changes)
+    changes = {"engines": ("none",), "weights": "random", "resolutions": (Resolution.parse(size),)} | changes
+    return Request(model=find_model(MODEL[1]), **changes)
 
 
 def outcomes(events: Iterator[matrix.Event]) -> dict[str, matrix.Outcome]:
@@ -36,11 +40,7 @@ def outcomes(events: Iterator[matrix.Event]) -> dict[str, matrix.Outcome]:
 
 
 def begin(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    code = "from ropevit_export.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *DIGITS, *arguments], cwd=cwd, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    return command_line(*MODEL, *arguments, cwd=cwd)
 
 
 def inodes(folder: Path) -> dict[str, tuple[int, int]]:
@@ -66,21 +66,28 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_matrix_goes_on_where_it_was(tmp_path: Path, signum: signal.Signals) -> None:
-    """Killed while the second bundle is being written; the first one must not be touched again."""
-    arguments = ("--matrix", "--res", "32,48", "--out", "many")
-    many = tmp_path / "many"
-    with begin(*arguments, cwd=tmp_path) as process:
-        until(lambda: (many / f".{NAMES[1]}.partial" / "model-48.onnx").exists() or process.poll() is not None)
+def killed(folder: Path, signum: signal.Signals) -> tuple[int, str]:
+    """A matrix that gets a signal while its second bundle is being written: exit code and the last line on stderr."""
+    begun = folder / "many" / f".{NAMES[1]}.partial" / "model-48.onnx"
+    with begin(*PAIR, cwd=folder) as process:
+        until(lambda: begun.exists() or process.poll() is not None)
         process.send_signal(signum)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == (-signal.SIGKILL if signum == signal.SIGKILL else 130)
-    if signum == signal.SIGTERM:
-        assert "interrupted; 1 of 2 bundles are there: begin again to go on." in err.splitlines()[-1]
-        assert names(many) == NAMES[:1]
+    return process.returncode, "\n".join(err.splitlines()[-1:])
+
+
+def test_a_killed_matrix_goes_on_where_it_was(tmp_path: Path, built: Path) -> None:
+    """The first bundle is there before; none of three runs may touch it."""
+    many = tmp_path / "many"
+    shutil.copytree(built, many / NAMES[0])
     before = inodes(many / NAMES[0])
-    with begin(*arguments, "--json", cwd=tmp_path) as process:  # at once: what was killed may still be ending
+    code, last = killed(tmp_path, signal.SIGTERM)
+    assert code == 130
+    assert "interrupted; 1 of 2 bundles are there: begin again to go on." in last
+    assert names(many) == NAMES[:1]
+    code, _ = killed(tmp_path, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    with begin(*PAIR, "--json", cwd=tmp_path) as process:  # at once: what was killed may still be ending
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert [each["result"] for each in json.loads(out)["bundles"]] == ["kept", "built"]
@@ -102,14 +109,15 @@ def test_two_builds_of_one_bundle_at_once(tmp_path: Path) -> None:
     assert cli.run(["check", str(tmp_path / "one")]) == 0
 
 
-def test_two_matrices_at_once_build_each_bundle_once(tmp_path: Path) -> None:
-    arguments = ("--matrix", "--res", "32,48", "--out", "many", "--json", "--jobs", "2")
+@pytest.mark.parametrize("sizes", ["32", pytest.param("32,48", marks=pytest.mark.slow)])
+def test_two_matrices_at_once_build_each_bundle_once(tmp_path: Path, sizes: str) -> None:
+    arguments = ("--matrix", "--res", sizes, "--out", "many", "--json", "--jobs", "2")
     with begin(*arguments, cwd=tmp_path) as first, begin(*arguments, cwd=tmp_path) as second:
         said = [process.communicate(timeout=120) for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), said
     results = [[each["result"] for each in json.loads(out)["bundles"]] for out, _ in said]
-    assert [sorted(pair) for pair in zip(*results, strict=True)] == [["built", "kept"]] * 2
-    assert names(tmp_path / "many") == NAMES
+    assert [sorted(pair) for pair in zip(*results, strict=True)] == [["built", "kept"]] * len(results[0])
+    assert names(tmp_path / "many") == NAMES[: len(results[0])]
 
 
 def test_a_bundle_that_fails_stops_no_other(
@@ -117,19 +125,33 @@ def test_a_bundle_that_fails_stops_no_other(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.toml").write_text('weights = "absent.pth"\n')
-    (tmp_path / "right.toml").write_text("seed = 1\n")
-    arguments = [*DIGITS, "--matrix", "--res", "32", "--recipe", "wrong.toml,right.toml", "--out", "many"]
+    (tmp_path / "right.toml").write_text('weights = "random"\nseed = 1\n')
+    arguments = [
+        "--model",
+        MODEL[1],
+        "--engine",
+        "none",
+        "--matrix",
+        "--res",
+        "32",
+        "--recipe",
+        "wrong.toml,right.toml",
+        "--out",
+        "many",
+    ]
     code = cli.run(arguments)
     out, err = capsys.readouterr()
     *progress, last = err.splitlines()
     assert (code, last) == (1, "error: 1 of 2 bundles were not built.")
-    assert progress[0].startswith("1 of 2  rope_mixed_deit_digits-32-fp32-wrong: failed: no checkpoint at absent.pth")
-    assert progress[1].startswith("2 of 2  rope_mixed_deit_digits-32-fp32-right: built, ")
+    assert progress[0].startswith(f"1 of 2  {MODEL[1]}-32-fp32-wrong: failed: no checkpoint at absent.pth")
+    assert progress[1].startswith(f"2 of 2  {MODEL[1]}-32-fp32-right-random: built, ")
     assert [word for word in ("wrong", "right", "failed:", "built") if word not in out] == []
-    assert names(tmp_path / "many") == [f"{NAMES[0]}-right"]
+    assert names(tmp_path / "many") == [f"{MODEL[1]}-32-fp32-right-random"]
 
 
-def test_a_process_that_dies_is_a_bundle_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_is_a_bundle_that_failed(
+    tmp_path: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where the system is out of memory; what it had begun to write goes too."""
     begun: list[subprocess.Popen[bytes]] = []
     begin_process = subprocess.Popen
@@ -140,18 +162,19 @@ def test_a_process_that_dies_is_a_bundle_that_failed(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(subprocess, "Popen", noted)
     many = tmp_path / "many"
+    shutil.copytree(built, many / NAMES[0])
     found = {}
-    for cell, said in matrix.build([matrix.Cell.of(request(size), "", many) for size in ("32", "48")]):
-        if said == "trace 32":
-            assert f".{NAMES[0]}.partial" in names(many)
+    for cell, said in matrix.build([matrix.Cell.of(request(size), "", many) for size in ("48", "32")]):
+        if said == "trace 48":
+            assert f".{NAMES[1]}.partial" in names(many)
             begun[0].kill()
         found[cell.out.name] = said
-    dead, alive = (found[name] for name in NAMES)
+    alive, dead = (found[name] for name in NAMES)
     assert isinstance(dead, matrix.Outcome)
     assert isinstance(alive, matrix.Outcome)
-    assert (dead.result, alive.result) == ("failed", "built")
+    assert (dead.result, alive.result) == ("failed", "kept")
     assert "the build's process ended by SIGKILL, was memory short?" in (dead.reason or "")
-    assert names(many) == NAMES[1:]
+    assert names(many) == NAMES[:1]
 
 
 def test_out_of_tolerance_is_exit_3(
@@ -162,7 +185,7 @@ def test_out_of_tolerance_is_exit_3(
         yield cells[1], matrix.Outcome(result="failed", reason="of parity", exit_code=3)
 
     monkeypatch.setattr(matrix, "build", outside)
-    assert cli.run([*DIGITS, "--matrix", "--res", "32,48", "--out", str(tmp_path), "-q"]) == 3
+    assert cli.run([*MODEL, "--matrix", "--res", "32,48", "--out", str(tmp_path), "-q"]) == 3
     assert capsys.readouterr().err == "error: 2 of 2 bundles were not built, for parity among others.\n"
 
 
@@ -171,7 +194,7 @@ def test_out_of_tolerance_is_exit_3(
     [
         ({"seed": 1}, "was built with seed 0, which is 1 now: add --force"),
         ({"batch": "2"}, "was built with batch 1, which is 2 now"),
-        ({"weights": "random"}, "was built with weights auto, which is random now"),
+        ({"weights": "auto"}, "was built with weights random, which is auto now"),
     ],
 )
 def test_a_bundle_of_another_request_is_not_kept(built: Path, changes: dict[str, Any], sentence: str) -> None:
@@ -205,6 +228,7 @@ def test_a_bundle_of_weights_that_changed_is_not_kept(tmp_path: Path, built: Pat
     mine.write_bytes(source.PACKAGED.read_bytes())
     weights = mine if by == "file" else mine.parent
     found = manifest.read(built)
+    found = found.model_copy(update={"weights": found.weights.model_copy(update={"sha256": sha256(mine)})})
     copy = tmp_path / "copy"
     copy.mkdir()
     wanted = request(weights=str(weights))
@@ -262,8 +286,8 @@ def test_nothing_is_built_until_every_bundle_can_be(
 
 def test_random_weights_are_in_the_name() -> None:
     """Nobody named this folder, so it says what is in it."""
-    cell = matrix.Cell.of(request(weights="random"), "cpu", Path("many"))
-    assert cell.out == Path("many/rope_mixed_deit_digits-32-fp32-cpu-random")
+    cell = matrix.Cell.of(request(), "cpu", Path("many"))
+    assert cell.out == Path(f"many/{MODEL[1]}-32-fp32-cpu-random")
 
 
 def test_without_ray_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

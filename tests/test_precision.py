@@ -93,9 +93,9 @@ def test_what_comes_near_the_end_of_the_format_is_refused_by_name() -> None:
 
 @pytest.fixture
 def planted(tmp_path: Path) -> Path:
-    """A checkpoint whose seventh block has a LayerNorm gain of 1e4."""
-    tensors = dict(random_checkpoint(find_model("rope_axial_deit_small"), 0).tensors)
-    tensors["blocks.7.norm1.weight"] = tensors["blocks.7.norm1.weight"] * 1e4
+    """A checkpoint whose second block has a LayerNorm gain of 1e4."""
+    tensors = dict(random_checkpoint(find_model("shallow_rope_axial_deit_small"), 0).tensors)
+    tensors["blocks.1.norm1.weight"] = tensors["blocks.1.norm1.weight"] * 1e4
     save_file(tensors, tmp_path / "planted.safetensors")
     return tmp_path / "planted.safetensors"
 
@@ -103,11 +103,21 @@ def planted(tmp_path: Path) -> Path:
 def test_an_activation_that_overflows_is_refused_with_the_blocks_name(
     planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("--model", "rope_axial_deit_small", "--res", "32", "--weights", str(planted), "--engine", "none", "-q")
+    arguments = (
+        "--model",
+        "shallow_rope_axial_deit_small",
+        "--res",
+        "32",
+        "--weights",
+        str(planted),
+        "--engine",
+        "none",
+        "-q",
+    )
     code = cli.run([*arguments, "--precision", "fp16", "--out", str(tmp_path / "out")])
     err = capsys.readouterr().err
     assert code == 1
-    assert err.startswith("error: blocks.7.")
+    assert err.startswith("error: blocks.1.")
     assert "fp16 ends at 65504: use --precision bf16 or fp32 for this model" in err
     assert not (tmp_path / "out").exists()
 

@@ -160,7 +160,7 @@ def test_onnxruntime_computes_every_linear_layer_in_8_bits(case: Make, tmp_path:
     assert kinds.count("QLinearConv") == 4 * len(each.spec.blocks)  # q, k, v, fc1
     assert kinds.count("QGemm") == 2 * len(each.spec.blocks)  # proj, fc2
     assert kinds.count("Gemm") == kinds.count("Conv") == 1  # the head, the patches
-    assert kinds.count("Attention") == kinds.count("RotaryEmbedding") - 1 == len(each.spec.blocks)
+    assert kinds.count("MultiHeadAttention") == kinds.count("RotaryEmbedding") - 1 == len(each.spec.blocks)
     assert not {"Softmax", "Split", "MatMul"} & set(kinds)
 
 

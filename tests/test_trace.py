@@ -20,24 +20,30 @@ from ropevit_export.images.preprocess import normalise
 from ropevit_export.models.spec import INDEX
 from ropevit_export.parity.samples import pixels
 from ropevit_export.request import Request
+from ropevit_export.rope import inputs
 from ropevit_export.rope.tables import Rotation
 from ropevit_export.trace import swin
 from ropevit_export.trace.attention import Attention
-from ropevit_export.trace.export import trace, trace_dynamic
+from ropevit_export.trace.export import trace, trace_dynamic, trace_inputs
 from ropevit_export.trace.positions import TableBank
-from ropevit_export.values import Dim, Graph, Resolution
+from ropevit_export.values import Dim, Graph, Resolution, RopeMode
 from tests.conftest import Case
 
 Make = Callable[..., Case]
 
 
-def run(path: Path, feed: np.ndarray, *, optimised: bool = True) -> np.ndarray:
+def loaded(path: Path, *, optimised: bool = True) -> Callable[..., np.ndarray]:
+    """The file's graph: images, and what the host fills, to its answer."""
     options = onnxruntime.SessionOptions()
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    out: np.ndarray = session.run(None, {session.get_inputs()[0].name: feed})[0]
-    return out
+
+    def run(images: np.ndarray, **host: np.ndarray) -> np.ndarray:
+        out: np.ndarray = session.run(None, {"image": images, **host})[0]
+        return out
+
+    return run
 
 
 def exported(case: Case, path: Path, **io: object) -> Graph:
@@ -81,7 +87,8 @@ def test_folded_attention_is_the_plain_one() -> None:
 def test_the_graph_answers_as_the_reference(case: Make, model: str, optimised: bool, tmp_path: Path) -> None:
     each = case(model, "64x96")
     exported(each, tmp_path / "model.onnx")
-    ours = np.concatenate([run(tmp_path / "model.onnx", image[None], optimised=optimised) for image in each.images])
+    run = loaded(tmp_path / "model.onnx", optimised=optimised)
+    ours = np.concatenate([run(image[None]) for image in each.images])
     np.testing.assert_allclose(ours, each.theirs, atol=2e-5)
 
 
@@ -90,7 +97,7 @@ def test_the_graph_answers_as_the_reference(case: Make, model: str, optimised: b
 def test_features_are_the_references(case: Make, model: str, output: str, tmp_path: Path) -> None:
     each = case(model, "64", output)
     exported(each, tmp_path / "model.onnx", output=output)
-    ours = run(tmp_path / "model.onnx", each.images[:1])
+    ours = loaded(tmp_path / "model.onnx")(each.images[:1])
     np.testing.assert_allclose(ours, each.theirs[:1], atol=5e-5)
 
 
@@ -98,59 +105,79 @@ def test_features_are_the_references(case: Make, model: str, output: str, tmp_pa
 def test_a_dynamic_batch_takes_any_size(case: Make, model: str, tmp_path: Path) -> None:
     each = case(model, "64")
     exported(each, tmp_path / "model.onnx", batch=Dim(min=1, opt=2, max=8))
+    run = loaded(tmp_path / "model.onnx")
     for batch in (1, 2, 3, 8):
         chosen = np.arange(batch) % len(each.images)
-        ours = run(tmp_path / "model.onnx", each.images[chosen])
+        ours = run(each.images[chosen])
         np.testing.assert_allclose(ours, each.theirs[chosen], atol=2e-5)
 
 
-def exported_dynamic(case: Case, path: Path, limit: Resolution, **io: object) -> Graph:
+LIMIT = Resolution(height=256, width=448)
+ANY_BATCH = Dim(min=1, opt=2, max=8)
+
+
+def exported_for_any_size(case: Case, path: Path, rope: RopeMode = "dynamic", limit: Resolution = LIMIT) -> Graph:
     spec = case.spec
-    shape = dataclasses.replace(case.io(**io), resolution=limit, rope="dynamic")  # type: ignore[arg-type]
-    graph = passes.run(trace_dynamic(spec, case.weights, case.factors(limit), shape), "fp32")
-    preprocess = Request(model=spec, resolutions=(limit,)).preprocess
-    facts = onnx_file.metadata(spec, "dynamic", preprocess, {})
+    io = dataclasses.replace(case.io(batch=ANY_BATCH), resolution=limit, rope=rope)
+    if rope == "dynamic":
+        traced = trace_dynamic(spec, case.weights, case.factors(limit), io)
+    else:
+        io = dataclasses.replace(io, positions=spec.position_inputs)
+        traced = trace_inputs(spec, case.weights, io)
+    graph = passes.run(traced, "fp32")
+    facts = onnx_file.metadata(spec, rope, Request(model=spec, resolutions=(limit,)).preprocess, {})
     onnx_file.write(graph, path, onnx_file.WeightFile(path=path.with_suffix(".data")), facts)
     return graph
 
 
-@pytest.mark.parametrize("model", ["rope_axial_deit_small", "rope_mixed_ape_deit_small", "deit_small"])
-def test_one_dynamic_graph_serves_every_size(case: Make, model: str, tmp_path: Path) -> None:
-    """Up- and downsized from 14x14, square and not, one row, the limit itself; batch 1 to 8."""
-    limit = Resolution(height=256, width=320)
-    exported_dynamic(case(model, "64"), tmp_path / "model.onnx", limit, batch=Dim(min=1, opt=2, max=8))
-    for size in ("224", "16", "16x320", "256x16", "112x208", "256x320"):
+def filled(case: Case, resolution: Resolution) -> dict[str, np.ndarray]:
+    """What the host of a graph with position inputs fills at a size."""
+    spec = case.spec
+    embed = case.weights.tensors["pos_embed"].numpy() if spec.ape else None
+    parts = inputs.parts(case.factors(LIMIT), embed, by_extent=False)
+    return inputs.fill(parts, *spec.grid(resolution), spec.prefix)
+
+
+@pytest.mark.parametrize(
+    ("model", "rope"),
+    [
+        ("rope_axial_deit_small", "dynamic"),
+        ("rope_mixed_ape_deit_small", "dynamic"),
+        ("deit_small", "dynamic"),
+        ("rope_mixed_ape_deit_small", "inputs"),
+    ],
+)
+def test_one_graph_serves_every_size(case: Make, model: str, rope: RopeMode, tmp_path: Path) -> None:
+    """Up- and downsized from 14x14, square and not, one row, the limit itself; batch 1 to 8. 112x448 has as many tokens
+    as 224: tables picked by their number would fail here.
+    """
+    exported_for_any_size(case(model, "64"), tmp_path / "model.onnx", rope)
+    run = loaded(tmp_path / "model.onnx")
+    for size in ("224", "112x448", "16", "16x320", "256x16", "112x208", "256x448"):
         each = case(model, size)
+        host = filled(each, each.resolution) if rope == "inputs" else {}
         for batch in (1, 3, 8):
             chosen = np.arange(batch) % len(each.images)
-            ours = run(tmp_path / "model.onnx", each.images[chosen])
-            np.testing.assert_allclose(ours, each.theirs[chosen], atol=2e-5, err_msg=size)
-
-
-def test_grids_of_as_many_tokens_get_their_own_tables(case: Make, tmp_path: Path) -> None:
-    """7x28 and 14x14 have 196 tokens each; tables picked by their number would fail here."""
-    limit = Resolution(height=224, width=448)
-    exported_dynamic(case("rope_mixed_deit_small", "64"), tmp_path / "model.onnx", limit)
-    for size in ("112x448", "224"):
-        each = case("rope_mixed_deit_small", size)
-        np.testing.assert_allclose(run(tmp_path / "model.onnx", each.images[:1]), each.theirs[:1], atol=2e-5)
+            np.testing.assert_allclose(run(each.images[chosen], **host), each.theirs[chosen], atol=2e-5, err_msg=size)
 
 
 def test_dynamic_tables_take_the_room_of_two_sides(case: Make, tmp_path: Path) -> None:
-    each = case("rope_mixed_deit_small", "64")
-    sizes = {}
-    for side in (224, 1024):
-        graph = exported_dynamic(each, tmp_path / "model.onnx", Resolution(height=side, width=side))
-        sizes[side] = sum(value.const_value.nbytes for value in graph.model.graph.initializers.values())  # type: ignore[union-attr]
-    pairs = each.spec.dims[0] // 2
-    blocks = len(each.spec.blocks)
-    assert sizes[1024] - sizes[224] == 2 * 2 * 4 * pairs * blocks * (64 - 14)
+    """What a graph holds that the host of another fills: of every block cos and sin, a row a row and one a column, the
+    embedding, and constants that resize it. Whole tables would be ten times as large.
+    """
+    each = case("rope_mixed_ape_deit_small", "64")
+    graphs = [exported_for_any_size(each, tmp_path / "model.onnx", rope) for rope in ("dynamic", "inputs")]
+    constants = [[value.const_value for value in graph.model.graph.initializers.values()] for graph in graphs]
+    dynamic, filled_by_host = (sum(array.nbytes for array in arrays if array is not None) for arrays in constants)
+    pairs, blocks, (rows, columns) = each.spec.dims[0] // 2, len(each.spec.blocks), each.spec.grid(LIMIT)
+    tables, embedding = 2 * 4 * pairs * blocks * (rows + columns), 4 * each.weights.tensors["pos_embed"].numel()
+    assert 0 <= dynamic - filled_by_host - tables - embedding < 4096
 
 
 def test_a_size_over_the_limit_is_an_error_and_not_an_answer(case: Make, tmp_path: Path) -> None:
-    exported_dynamic(case("rope_axial_deit_small", "64"), tmp_path / "model.onnx", Resolution(height=64, width=64))
+    exported_for_any_size(case("rope_axial_deit_small", "64"), tmp_path / "model.onnx")
     with pytest.raises(Exception, match="Non-zero status code"):
-        run(tmp_path / "model.onnx", case("rope_axial_deit_small", "96").images[:1])
+        loaded(tmp_path / "model.onnx")(case("rope_axial_deit_small", "272x96").images[:1])
 
 
 def test_raw_pixels_are_normalised_in_the_graph(case: Make, tmp_path: Path) -> None:
@@ -161,7 +188,7 @@ def test_raw_pixels_are_normalised_in_the_graph(case: Make, tmp_path: Path) -> N
     preprocess = Request(model=each.spec, resolutions=(each.resolution,)).preprocess
     raw = pixels(preprocess, each.resolution, seed=0)
     assert np.array_equal(normalise(raw, preprocess), each.images)
-    np.testing.assert_allclose(run(tmp_path / "model.onnx", raw[:1]), each.theirs[:1], atol=3e-5)
+    np.testing.assert_allclose(loaded(tmp_path / "model.onnx")(raw[:1]), each.theirs[:1], atol=3e-5)
 
 
 def test_the_last_block_computes_one_token(case: Make, tmp_path: Path) -> None:
@@ -175,6 +202,7 @@ def test_the_last_block_computes_one_token(case: Make, tmp_path: Path) -> None:
     assert widths[1] == ["[1,17,1536]"] * 2
 
 
+@pytest.mark.usefixtures("traced_anew")
 def test_the_same_export_twice_gives_the_same_bytes(case: Make, tmp_path: Path) -> None:
     each = case("rope_mixed_deit_small", "64")
     for name in ("a", "b"):
@@ -185,9 +213,10 @@ def test_the_same_export_twice_gives_the_same_bytes(case: Make, tmp_path: Path) 
 
 
 def test_the_file_says_what_it_is_and_not_where_it_was_made(case: Make, tmp_path: Path) -> None:
-    exported(case("rope_mixed_deit_small", "64"), tmp_path / "model.onnx")
+    each = case("rope_mixed_deit_small", "64")
+    exported(each, tmp_path / "model.onnx")
     model = ir.load(tmp_path / "model.onnx")
-    assert model.metadata_props["model"] == "rope_mixed_deit_small_patch16_LS"
+    assert model.metadata_props["model"] == each.spec.name
     assert model.metadata_props["rope"] == "baked"
     assert '"crop": 1.0' in model.metadata_props["preprocess"]
     content = (tmp_path / "model.onnx").read_bytes()

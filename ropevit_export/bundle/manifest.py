@@ -200,6 +200,7 @@ class ParityEntry(_Strict):
 class Manifest(_Strict):
     """`output`: what was asked for, such as "logits" or "cls,features:5,11"; artifacts list their outputs by name.
 
+    patch     pixels a patch's side; prefix: tokens before the patches, in `tokens` (manifests of before had neither)
     choices   what was chosen for the user where the request left it open
     notes     what was measured and built on the way
 
@@ -212,6 +213,8 @@ class Manifest(_Strict):
     rope: Literal["baked", "dynamic", "inputs"]
     output: str
     classes: int
+    patch: Extent | None = None
+    prefix: Annotated[int, Field(ge=0)] | None = None
     weights: WeightsEntry
     preprocess: PreprocessEntry
     artifacts: tuple[ArtifactEntry, ...]

@@ -48,7 +48,9 @@ def of_tensors(tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
         kept[name] = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(kept[name].view(torch.uint8).numpy().data if tensor.numel() and tensor.ndim else b"")
-    return Checkpoint(tensors=kept, source="state_dict", revision=None, sha256=digest.hexdigest(), trained=True)
+    return Checkpoint(
+        dictionaries={"": kept}, source="state_dict", revision=None, sha256=digest.hexdigest(), trained=True
+    )
 
 
 def _packaged(model: ModelSpec, sha256: str) -> Checkpoint:

@@ -6,7 +6,7 @@ in the table of each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ropevit_export.models import swin, vit
@@ -31,7 +31,13 @@ class Knowledge(Protocol):
         ...
 
     def as_filed(self, spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
-        """The model with what the file decides, from official tensors: whether there are optional biases."""
+        """The model with what the file decides, from official tensors: whether there are optional biases, and where the
+        final norm stands.
+        """
+        ...
+
+    def unused(self, spec: ModelSpec) -> Collection[str]:
+        """Official names of parameters that other models of the family have and a file may hold for nothing."""
         ...
 
     def official(self, spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> Official:

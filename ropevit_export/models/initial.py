@@ -46,4 +46,6 @@ def random_checkpoint(spec: ModelSpec, seed: int) -> Checkpoint:
         tensors[name] = tensor.mul_(std).add_(mean)
         digest.update(tensor.numpy().data)
     name, known_by = f"seed {seed}", digest.hexdigest()
-    return Checkpoint(tensors=tensors, source="random", revision=name, sha256=known_by, trained=False, seed=seed)
+    return Checkpoint(
+        dictionaries={"": tensors}, source="random", revision=name, sha256=known_by, trained=False, seed=seed
+    )

@@ -131,6 +131,7 @@ class ModelSpec:
     patch             its side in pixels
     dims, depths, heads   one entry a stage; an isotropic ViT has one stage
     window_of         pixels a token of a window: the window is size // window_of; None: attention sees all tokens
+    own_window        rows and columns of the windows that a file was trained with, at the sizes that they divide
     class_token, registers   tokens before the patches, in this order; they don't turn
     ape               absolute embedding of patches, on a grid of `ape_grid` a side in the published file
     ape_prefix        it has entries of the tokens before the patches too, which come first and are never resized
@@ -169,6 +170,7 @@ class ModelSpec:
     transform: Transform
     multiple: int
     window_of: int | None = None
+    own_window: tuple[int, int] | None = None
     class_token: bool = True
     registers: int = 0
     ape: bool = False
@@ -196,7 +198,6 @@ class ModelSpec:
     classes: int = 1000
     size: tuple[int, int] = (224, 224)
     licence: str = "apache-2.0"
-    gated: bool = False
     packaged: str | None = None
 
     @property
@@ -233,7 +234,14 @@ class ModelSpec:
         """
         if self.window_of is None:
             return self.grid(resolution)
+        if self.own_window is not None and self.takes_window(self.own_window, resolution):
+            return self.own_window
         return resolution.height // self.window_of, resolution.width // self.window_of
+
+    def takes_window(self, window: tuple[int, int], resolution: Resolution) -> bool:
+        """Whether every stage's map is whole windows: the last one's is the smallest."""
+        last = (side >> len(self.depths) - 1 for side in self.grid(resolution))
+        return all(side % extent == 0 for side, extent in zip(last, window, strict=True))
 
     def extents(self, resolution: Resolution) -> dict[str, int]:
         """What the dynamic axes of a graph measure at a size; `tokens` counts those before the patches too."""

@@ -114,21 +114,34 @@ def _map_shapes(spec: ModelSpec) -> Shapes:
 
 
 def as_filed(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
-    """See `families.Knowledge`: q and v have a bias if the file has one."""
-    filed = any(name.endswith(("attn.q_bias", "attn.v_bias")) for name in tensors)
-    return dataclasses.replace(spec, qkv_bias="qv") if spec.qkv_bias == "optional" and filed else spec
+    """See `families.Knowledge`: q and v have a bias if the file has one. timm fine-tunes on the mean of the patches
+    with a norm behind it, `fc_norm`, in place of the one before.
+    """
+    if spec.qkv_bias == "optional" and any(name.endswith(("attn.q_bias", "attn.v_bias")) for name in tensors):
+        spec = dataclasses.replace(spec, qkv_bias="qv")
+    if spec.final_norm and "fc_norm.weight" in tensors and "norm.weight" not in tensors:
+        spec = dataclasses.replace(spec, final_norm=False, pooled_norm=True, pool="avg", head_pool=None)
+    return spec
+
+
+def unused(spec: ModelSpec) -> tuple[str, ...]:
+    """See `families.Knowledge`."""
+    return () if spec.ape else ("pos_embed",)
 
 
 def official(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> Official:
     """See `families.Knowledge`. Of DINOv3's kind from three layouts, with the rotary periods that a file holds."""
     from ropevit_export.models.authors_layouts import timm_layout
 
-    known = timm_layout(tensors)
-    if known is not None:
-        return known
-    # Meta's bias of all three is timm's where keys have one
-    published = spec.rope.coordinates.centred and spec.qkv_bias != "qkv"
-    return _dinov3(spec, tensors) if published else Official(tensors=_deit(tensors))
+    found = timm_layout(tensors)
+    if found is None:
+        # Meta's bias of all three is timm's where keys have one
+        published = spec.rope.coordinates.centred and spec.qkv_bias != "qkv"
+        found = _dinov3(spec, tensors) if published else Official(tensors=_deit(tensors))
+    if as_filed(spec, found.tensors) != spec and "fc_norm.weight" in found.tensors:
+        said = "pooled is the mean over patches, normalised behind it, as the file's fc_norm says"
+        return dataclasses.replace(found, choices=(*found.choices, said))
+    return found
 
 
 def _deit(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -195,7 +208,11 @@ def reference(spec: ModelSpec, weights: Weights, resolution: Resolution) -> nn.M
     """See `families.Knowledge`: timm's own model, its tensors replaced."""
     from ropevit_export.models import timm_modules
 
-    own = {"qkv_bias": "blocks.0.attn.q_bias" in weights.tensors} if spec.qkv_bias == "optional" else {}
+    own: dict[str, Any] = {}
+    if spec.qkv_bias == "optional":
+        own["qkv_bias"] = "blocks.0.attn.q_bias" in weights.tensors
+    if "fc_norm.weight" in weights.tensors and spec.timm:  # fine-tuned on the mean, if the name is not so by itself
+        own |= {"global_pool": "avg"} if spec.rope.kind == "none" else {"global_pool": "avg", "use_fc_norm": True}
     model = timm_modules.build(spec, (resolution.height, resolution.width), weights.classes, **own)
     state = dict(weights.tensors)
     if (periods := state.pop(PERIODS, None)) is not None:  # timm computes them, in every place that fills buffers

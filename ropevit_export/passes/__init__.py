@@ -15,9 +15,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from ropevit_export.passes.attention import DOMAIN, FuseAttention, FuseRotation
+from ropevit_export.passes.attention import FuseAttention, FuseRotation
+from ropevit_export.passes.constants import DeduplicateConstants
 from ropevit_export.passes.heads import HeadsFirst
 from ropevit_export.passes.norms import ScaleAfterProduct
+from ropevit_export.passes.operators import DOMAIN
 from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.places import probed, refuse_overflow
 from ropevit_export.passes.precision import POLICIES, RetypeIo, ToHalf
@@ -56,7 +58,7 @@ DEFAULT: tuple[type[ir.passes.PassBase], ...] = (
     common.IdentityEliminationPass,
     common.LiftConstantsToInitializersPass,
     common.CommonSubexpressionEliminationPass,
-    common.DeduplicateHashedInitializersPass,  # onnxsim gives every node its own copy of small constants
+    DeduplicateConstants,
     StaticReshape,  # reads the shapes that onnxsim has inferred
     common.RemoveUnusedNodesPass,
     common.RemoveUnusedOpsetsPass,
@@ -103,14 +105,17 @@ def for_openvino(graph: Graph) -> Graph | None:
     return turned
 
 
-def for_onnxruntime(graph: Graph) -> Graph | None:
-    """A finished float32 graph as ONNX Runtime's CPU kernels are fastest with it; None where it has no attention that
-    they know. The graph given stays as it is.
+def for_onnxruntime(graph: Graph, precision: Precision, io_dtype: str = "float32") -> Graph | None:
+    """A finished float32 graph in a precision as ONNX Runtime's own kernels are fastest with it, on a CPU in float32
+    and on a GPU; None where it has no attention that they know. LayerNormalization stays one operator there, which has
+    float32 statistics. The graph given stays as it is.
     """
     fast = dataclasses.replace(graph, model=_separate(graph.model))
-    fast = apply(fast, [FuseRotation(), FuseAttention(), common.RemoveUnusedNodesPass()])
+    rounding = [] if precision == "fp32" else [ToHalf(POLICIES[precision]), *_clean()]
+    fast = apply(fast, [*rounding, FuseRotation(), FuseAttention(), common.RemoveUnusedNodesPass()])
     if DOMAIN not in fast.model.opset_imports:
         return None
+    fast = _with_io_dtype(fast, io_dtype)
     verify(fast, "onnxruntime")
     return fast
 
@@ -174,7 +179,7 @@ def _separate(model: ir.Model) -> ir.Model:
 
 
 def _clean() -> list[ir.passes.PassBase]:
-    return [common.DeduplicateHashedInitializersPass(), common.RemoveUnusedNodesPass()]
+    return [DeduplicateConstants(), common.RemoveUnusedNodesPass()]
 
 
 def apply(graph: Graph, steps: Sequence[ir.passes.PassBase]) -> Graph:

@@ -14,8 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ropevit_export.passes import edit
-
-DOMAIN, VERSION = "com.microsoft", 1
+from ropevit_export.passes.operators import DOMAIN, VERSION
 
 
 class FuseRotation(ir.passes.InPlacePass):

@@ -17,6 +17,11 @@ from ropevit_export.values import Precision
 _PARAMETER = re.compile(r"^(.+)\.(?:shifted_)?(?:weight|bias)(?:_[a-z0-9]+)?$")
 
 
+def is_parameter(name: str) -> bool:
+    """Whether an initializer is a module's weight or bias."""
+    return _PARAMETER.search(name) is not None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
     """An extra output of a graph: the largest magnitude of what an operation gives."""

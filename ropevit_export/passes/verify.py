@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ropevit_export.errors import PassError, first_line
-from ropevit_export.passes.attention import DOMAIN
+from ropevit_export.passes.operators import DOMAIN
 from ropevit_export.values import Form, Graph
 
 # Control flow and scatters stop TensorRT; trigonometry means that a table was left to the runtime.

@@ -9,7 +9,6 @@ P pairs · S side of the checkpoint's grid · W width of the model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,9 +30,9 @@ def parts(
     factors: Sequence[Factors], pos_embed: FloatArray | None, *, by_extent: bool, interpolation: str = "bicubic"
 ) -> dict[str, FloatArray]:
     """What `fill` needs for grids up to a limit: the factors of each block (`tables.block_factors`) and an absolute
-    embedding of the patches (1, S·S, W) or none, which is resized by an interpolation.
+    embedding of the patches (S, S, W) or none, whose grid need not be square, and which is resized by an interpolation.
 
-    cos_x, sin_x (L, C, A, P) and cos_y, sin_y (L, R, A, P) of a model that turns; pos_embed (S, S, W), under the name
+    cos_x, sin_x (L, C, A, P) and cos_y, sin_y (L, R, A, P) of a model that turns; pos_embed as it is, under the name
     pos_embed_bilinear where that is how it is resized. With `by_extent` every number of columns and rows has a table of
     its own, and the names end in `_by_extent`.
     """
@@ -45,8 +44,7 @@ def parts(
             if distinct:
                 made[f"{label}_{name}{ending}"] = np.stack([each[axis][kind] for each in distinct])
     if pos_embed is not None:
-        side = math.isqrt(pos_embed.shape[1])
-        made[_EMBEDDINGS[interpolation]] = pos_embed.reshape(side, side, -1)
+        made[_EMBEDDINGS[interpolation]] = pos_embed
     return made
 
 
@@ -66,8 +64,8 @@ def fill(made: Arrays, rows: int, columns: int, prefix: int) -> dict[str, FloatA
         if name not in made:
             continue
         embed = made[name]
-        y, x = (_resizing(extent, len(embed), interpolation) for extent in (rows, columns))
-        resized = np.einsum("rs,stw,ct->rcw", y, embed, x, optimize=True)
+        lines = _resized(embed.astype(np.float64), rows, interpolation)
+        resized = _resized(lines.swapaxes(0, 1), columns, interpolation).swapaxes(0, 1)
         filled["pos_embed"] = resized.reshape(rows * columns, -1).astype(np.float32)
     return filled
 
@@ -87,13 +85,18 @@ def _behind_prefix(grid_LRCAP: FloatArray, prefix: int, identity: float) -> Floa
     return table
 
 
-def _resizing(extent: int, side: int, interpolation: str) -> npt.NDArray[np.float64]:
-    """(extent, side): resizing along one axis, `align_corners=False`, no antialiasing, edges repeated."""
+def _resized(vectors: npt.NDArray[np.float64], extent: int, interpolation: str) -> npt.NDArray[np.float64]:
+    """The first axis resized: `align_corners=False`, no antialiasing, edges repeated; in float64.
+
+    Four products are added from the first tap to the last and by nothing else, so that a host in another language gets
+    the same bits.
+    """
+    side = len(vectors)
     centre = (np.arange(extent) + 0.5) * side / extent - 0.5
-    taps = np.floor(centre).astype(np.int64)[:, None] + np.arange(-1, 3)
-    distance = np.abs(centre[:, None] - taps)
-    matrix = np.zeros((extent, side))
-    np.add.at(
-        matrix, (np.arange(extent)[:, None], np.clip(taps, 0, side - 1)), kernels.KERNELS[interpolation](distance)
-    )
-    return matrix
+    low = np.floor(centre).astype(np.int64) - 1
+    total = np.zeros((extent, *vectors.shape[1:]))
+    kernel = kernels.KERNELS[interpolation]
+    for tap in (low, low + 1, low + 2, low + 3):
+        weight = kernel(np.abs(centre - tap)).reshape(-1, *[1] * (vectors.ndim - 1))
+        total += weight * vectors[np.clip(tap, 0, side - 1)]
+    return total

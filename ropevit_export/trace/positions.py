@@ -5,7 +5,6 @@ Legend: R rows · C columns · T tokens (prefix first) · A heads (1: all alike)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -100,31 +99,35 @@ class ResizedEmbedding(nn.Module):
 
     embed: torch.Tensor
     centres: torch.Tensor
-    taps: torch.Tensor
-    edges: torch.Tensor
 
-    def __init__(self, embed_1TW: torch.Tensor, limit: int, interpolation: Interpolation) -> None:
+    def __init__(
+        self, embed_1TW: torch.Tensor, grid: tuple[int, int], limit: int, interpolation: Interpolation
+    ) -> None:
         super().__init__()
         self.kernel = kernels.KERNELS[interpolation]
-        self.side = math.isqrt(embed_1TW.shape[1])
-        self.register_buffer("embed", embed_1TW.reshape(self.side, self.side, -1))
+        self.grid = grid
+        self.register_buffer("embed", embed_1TW.reshape(*grid, -1))
         self.register_buffer("centres", torch.arange(limit) + 0.5)
         # The kernel reaches two taps beyond each edge; their weights go to the edge itself.
-        reach = torch.arange(-2, self.side + 2)
-        self.register_buffer("taps", reach.float()[None])
-        self.register_buffer("edges", torch.eye(self.side)[reach.clamp(0, self.side - 1)])
+        for suffix, side in {"": grid[0], "_x": grid[1]}.items():
+            if suffix and grid[0] == grid[1]:
+                continue  # of a square grid both axes share them
+            reach = torch.arange(-2, side + 2)
+            self.register_buffer(f"taps{suffix}", reach.float()[None])
+            self.register_buffer(f"edges{suffix}", torch.eye(side)[reach.clamp(0, side - 1)])
 
     def forward(self, rows: int, columns: int) -> torch.Tensor:
         """(1, R·C, W)."""
-        x = self._matrix(columns) @ self.embed  # (side, C, W)
+        x = self._matrix(columns, "" if self.grid[0] == self.grid[1] else "_x") @ self.embed  # (rows of the file, C, W)
         y = self._matrix(rows) @ x.flatten(1)
         return y.reshape(1, rows * columns, -1)
 
-    def _matrix(self, extent: int) -> torch.Tensor:
+    def _matrix(self, extent: int, axis: str = "") -> torch.Tensor:
         """(extent, side)."""
-        scale = self.side / torch.scalar_tensor(extent, dtype=torch.float32)
-        distance = (self.centres[:extent, None] * scale - 0.5 - self.taps).abs()
-        return self.kernel(distance) @ self.edges
+        taps, edges = getattr(self, f"taps{axis}"), getattr(self, f"edges{axis}")
+        scale = edges.shape[1] / torch.scalar_tensor(extent, dtype=torch.float32)
+        distance = (self.centres[:extent, None] * scale - 0.5 - taps).abs()
+        return self.kernel(distance) @ edges
 
 
 def _owners(pairs: Sequence[object]) -> list[int]:

@@ -39,8 +39,10 @@ class DeployVit(nn.Module):
         self.register_buffer("prefix", (torch.cat(prefix, 1) + (0 if front is None else front)) if prefix else None)
         self.register_buffer("pos_embed", None if io.any_size else grid)
         limit = max(spec.grid(io.resolution))
-        resizes = grid is not None and io.rope == "dynamic"
-        self.resized = ResizedEmbedding(grid, limit, spec.ape_resize) if grid is not None and resizes else None
+        resized = weights.embed_grid if io.rope == "dynamic" else None
+        self.resized = (
+            None if grid is None or resized is None else ResizedEmbedding(grid, resized, limit, spec.ape_resize)
+        )
         self.norm_pre = norm(spec, tensors, "norm_pre") if spec.pre_norm else nn.Identity()
         self.positions = positions
         last, first_only = last_block(spec, io.outputs), only_class_token(spec, io.outputs)
