@@ -177,8 +177,8 @@ def test_attention_pooling_and_the_mean_are_both_there(tmp_path: Path) -> None:
 def test_where_timm_resizes_otherwise_is_said(tmp_path: Path) -> None:
     out = export("pe_core_small", tmp_path / "out", "--res", "48x64", "--output", "pooled")
     assert manifest.read(out).choices == (
-        "the absolute embedding is resized from 24x24 to 3x4 patches, bilinearly, and rotary positions are not scaled: as "
-        "the authors do, where timm does otherwise",
+        "the absolute embedding is resized from 24x24 to 3x4 patches, bilinearly, and rotary positions are not scaled: "
+        "as the authors do, where timm does otherwise",
     )
 
 

@@ -211,7 +211,7 @@ def module_and_spec(given: dict[str, Any]) -> tuple[torch.nn.Module, ModelSpec] 
     return module, spec_of(module)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(given=switches())
 def test_what_a_spec_says_of_a_module_is_what_it_computes(given: dict[str, Any]) -> None:
     found = module_and_spec(given)

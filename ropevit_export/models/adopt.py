@@ -15,7 +15,8 @@ import torch
 from ropevit_export.errors import CheckpointError
 from ropevit_export.models import frequencies
 from ropevit_export.models.candidates import HEADS, Candidate, candidates, is_averaged, preferred, unmixed
-from ropevit_export.models.families import FAMILIES, Shapes
+from ropevit_export.models.families import FAMILIES
+from ropevit_export.models.official import Shapes
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import EXAMPLES, MODELS
 from ropevit_export.values import Checkpoint, Resolution, Weights

@@ -126,8 +126,9 @@ def spec_of(module: nn.Module, *, name: str | None = None, short: str | None = N
                 "a spec says what its constructor can, not what was changed afterwards."
             )
     defaults = arguments(_PLAIN)
-    # the constructor derives these two from the pooling
-    always = () if spec.pool == _PLAIN.pool else ("use_post_transformer_norm", "use_fc_norm")
+    # which norms there are the constructor derives, from the pooling and from each other
+    plain = all(getattr(spec, field) == getattr(_PLAIN, field) for field in ("pool", "final_norm", "pooled_norm"))
+    always = () if plain else ("use_post_transformer_norm", "use_fc_norm")
     changed = {key: value for key, value in arguments(spec).items() if value != defaults[key] or key in always}
     name = name or f"{PREFIX}{CLASS}:{_text(changed)}"
     return dataclasses.replace(spec, name=name, short=short or f"eva-{spec.dims[0]}x{spec.depths[0]}-{_digest(name)}")
