@@ -33,10 +33,8 @@ from ropevit_export.values import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from ropevit_export.backends.base import Builder
-    from ropevit_export.values import Array, Arrays
+    from ropevit_export.values import Array, Arrays, State
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +59,7 @@ def export(
     cache: Path | None = None,
     resume: bool = False,
     progress: Progress = lambda stage: None,
-    weights: Mapping[str, torch.Tensor] | None = None,
+    weights: State | None = None,
 ) -> Bundle:
     """Run every stage for every resolution and write the bundle. `cache`: a folder of engines built before.
     `weights`: a module's `state_dict()`, in the place of those that the request names.

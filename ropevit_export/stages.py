@@ -28,11 +28,9 @@ from ropevit_export.rope import inputs
 from ropevit_export.values import DTYPES, Checkpoint, Form, Graph, IoSpec, Precision, Resolution, Weights
 
 if TYPE_CHECKING:
-    import torch
-
     from ropevit_export.backends.base import Builder
     from ropevit_export.passes.quantize.codes import Coding
-    from ropevit_export.values import Array, Arrays
+    from ropevit_export.values import Array, Arrays, State
 
 log = logging.getLogger("ropevit_export")
 
@@ -48,7 +46,7 @@ def stage(name: str, progress: Progress) -> Iterator[Callable[[str], None]]:
 
 
 def load(
-    request: Request, progress: Progress, tensors: Mapping[str, torch.Tensor] | None = None
+    request: Request, progress: Progress, tensors: State | None = None
 ) -> tuple[Request, Weights, Checkpoint]:
     """The weights, and the request with the model as they have it: its windows, and where its final norm stands.
 

@@ -183,10 +183,16 @@ def test_where_timm_resizes_otherwise_is_said(tmp_path: Path) -> None:
 
 
 def planted(model: str, name: str, channel: int | None, factor: float) -> dict[str, torch.Tensor]:
-    """The seeded weights with one tensor, or one of its channels, enlarged."""
+    """The seeded weights with one tensor, or one of its channels, enlarged; what reads that channel is made smaller, so
+    that float32 still has digits for the others.
+    """
     tensors = dict(random_checkpoint(find_model(model), seed=0).tensors)
     tensors[name] = tensors[name].clone()
     tensors[name][... if channel is None else channel] *= factor
+    if channel is not None:
+        reader = name.replace("mlp.norm", "mlp.fc2").replace("attn.norm", "attn.proj")
+        tensors[reader] = tensors[reader].clone()
+        tensors[reader][:, channel] /= factor / 10
     return tensors
 
 

@@ -189,6 +189,9 @@ REFUSED = {
     "rope_grid_offset": lambda given: (
         given["use_rot_pos_emb"] and given["rope_type"] == "dinov3" and bool(given["rope_grid_offset"])
     ),
+    "num_kv_heads": lambda given: (
+        given["use_rot_pos_emb"] and given["rope_type"] == "mixed" and given["num_kv_heads"] is not None
+    ),
     "ref_feat_shape": lambda given: (
         given["use_rot_pos_emb"] and given["rope_type"] == "cat" and given["ref_feat_shape"] == (16, 8)
     ),

@@ -245,6 +245,8 @@ def _read(module: Any) -> ModelSpec:
     if attention.head_dim * heads != dim or attention.head_dim % 4:
         raise _refuse("num_heads", f"{heads} of {attention.head_dim} channels for embed_dim {dim}",
                       "heads that share embed_dim and have a multiple of 4 channels")  # fmt: skip
+    if module.rope_mixed and _read_kv_heads(module) is not None:
+        raise _refuse("num_kv_heads", f"fewer than {heads} with rope_type mixed", "as many, as timm can turn no other")
     norm = type(block.norm1).__name__
     if norm not in _NORMS:
         raise _refuse("norm_layer", norm, "LayerNorm and RmsNorm")
