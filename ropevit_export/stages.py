@@ -45,9 +45,7 @@ def stage(name: str, progress: Progress) -> Iterator[Callable[[str], None]]:
     log.info("%s: %s, %.1f s", name, said[0], time.perf_counter() - start)
 
 
-def load(
-    request: Request, progress: Progress, tensors: State | None = None
-) -> tuple[Request, Weights, Checkpoint]:
+def load(request: Request, progress: Progress, tensors: State | None = None) -> tuple[Request, Weights, Checkpoint]:
     """The weights, and the request with the model as they have it: its windows, and where its final norm stands.
 
     tensors: a module's own, in the place of what the request says.

@@ -200,8 +200,8 @@ def planted(model: str, name: str, channel: int | None, factor: float) -> dict[s
     ("model", "name", "channel", "factor"),
     [
         # The norm's result would be 1e5; its gain is in the next layer's columns.
-        ("eva02_base_clip_224", "blocks.0.mlp.norm.weight", 7, 3e4),
-        pytest.param("eva02_base_clip_224", "blocks.0.attn.norm.weight", 7, 3e4, marks=pytest.mark.slow),
+        ("eva02_base_clip_224", "blocks.0.mlp.norm.weight", 7, 6e4),
+        pytest.param("eva02_base_clip_224", "blocks.0.attn.norm.weight", 7, 6e4, marks=pytest.mark.slow),
         # The square of a value of an RMS norm would be 1e6.
         ("sapiens2_base", "reg_token", None, 3e3),
     ],
