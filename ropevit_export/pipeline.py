@@ -14,7 +14,7 @@ from ropevit_export.bundle import golden, staging
 from ropevit_export.bundle.draft import Draft
 from ropevit_export.bundle.manifest import ArtifactEntry, Bundle
 from ropevit_export.bundle.resume import existing
-from ropevit_export.errors import ParityError
+from ropevit_export.errors import ParityError, UsageError
 from ropevit_export.images.preprocess import in_format
 from ropevit_export.inspect import census, fusion
 from ropevit_export.parity import measure
@@ -34,7 +34,7 @@ from ropevit_export.values import (
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Builder
-    from ropevit_export.values import Array, Arrays
+    from ropevit_export.values import Array, Arrays, State
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +59,10 @@ def export(
     cache: Path | None = None,
     resume: bool = False,
     progress: Progress = lambda stage: None,
+    weights: State | None = None,
 ) -> Bundle:
     """Run every stage for every resolution and write the bundle. `cache`: a folder of engines built before.
+    `weights`: a module's `state_dict()`, in the place of those that the request names.
 
     `resume`: a bundle that the same request has made already is kept, and one that another process is making now is
     waited for; without it both are errors.
@@ -72,21 +74,25 @@ def export(
         out = out if out.name not in ("", "..") else out.resolve()
         if resume and (kept := existing(request, out, force=force)):
             return kept
+    if weights is not None and (resume or request.weights != "auto"):
+        raise UsageError(
+            f"weights were given as tensors, and as {'resume' if resume else request.weights!r}: leave one out."
+        )
     makers, remark = planning.makers(request)
     if out is not None:
         staging.refuse_existing(out, force=force)
-    request, weights, checkpoint = stages.load(request, progress)
+    request, loaded, checkpoint = stages.load(request, progress, weights)
     final = planning.final_folder(request, checkpoint, out)
     with staging.claimed(final, waiting=(lambda: progress("waiting for another process")) if resume else None):
         if resume and (kept := existing(request, final, force=force)):
             return kept
         with staging.staged(final, force=force) as folder:
             draft = Draft(
-                folder, request, checkpoint, weights.classes, [*planning.choices(request, weights), *weights.choices]
+                folder, request, checkpoint, loaded.classes, [*planning.choices(request, loaded), *loaded.choices]
             )
             with _report_kept(draft, final):
-                sources = [_add_graph(draft, weights, io, makers, progress) for io in request.graphs()]
-                del weights  # builders need the memory
+                sources = [_add_graph(draft, loaded, io, makers, progress) for io in request.graphs()]
+                del loaded  # builders need the memory
                 for maker in makers:
                     for forms in sources:
                         _add_engine(draft, forms.get(maker.form, forms["portable"]), maker, cache, progress)

@@ -30,7 +30,7 @@ from ropevit_export.values import DTYPES, Checkpoint, Form, Graph, IoSpec, Preci
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Builder
     from ropevit_export.passes.quantize.codes import Coding
-    from ropevit_export.values import Array, Arrays
+    from ropevit_export.values import Array, Arrays, State
 
 log = logging.getLogger("ropevit_export")
 
@@ -45,14 +45,20 @@ def stage(name: str, progress: Progress) -> Iterator[Callable[[str], None]]:
     log.info("%s: %s, %.1f s", name, said[0], time.perf_counter() - start)
 
 
-def load(request: Request, progress: Progress) -> tuple[Request, Weights, Checkpoint]:
-    """The weights, and the request with the model as they have it: its windows, and where its final norm stands."""
+def load(request: Request, progress: Progress, tensors: State | None = None) -> tuple[Request, Weights, Checkpoint]:
+    """The weights, and the request with the model as they have it: its windows, and where its final norm stands.
+
+    tensors: a module's own, in the place of what the request says.
+    """
     from ropevit_export.checkpoint import source
     from ropevit_export.models import filed
     from ropevit_export.models.initial import random_checkpoint
 
     with stage("weights", progress) as note:
-        checkpoint = source.load(request, lambda: random_checkpoint(request.model, request.seed))
+        if tensors is not None:
+            checkpoint = source.of_tensors(tensors)
+        else:
+            checkpoint = source.load(request, lambda: random_checkpoint(request.model, request.seed))
         given = filed.Given(key=request.weights_key, sizes=request.resolutions, published=not request.own_weights)
         model, weights = filed.read(request.model, checkpoint, given)
         request = dataclasses.replace(request, model=model)
@@ -124,10 +130,11 @@ def position_parts(request: Request, weights: Weights, io: IoSpec) -> Arrays:
     spec = request.model
     embed = None
     if weights.embed_grid is not None:
-        embed = weights.tensors["pos_embed"].numpy().reshape(*weights.embed_grid, -1)
+        grid = weights.tensors["pos_embed"][:, spec.embedded_prefix :]
+        embed = grid.numpy().reshape(*weights.embed_grid, -1)
     coordinates = spec.rope.coordinates
     factors = block_factors(_frequencies(spec, weights), coordinates, spec.grid(io.resolution))
-    return inputs.parts(factors, embed, by_extent=coordinates.follow_extent)
+    return inputs.parts(factors, embed, by_extent=coordinates.follow_extent, interpolation=spec.ape_resize)
 
 
 def host(request: Request, parts: Arrays, size: Resolution) -> Arrays:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     # the same along x, each (columns, heads or 1, head width / 2), and along y, each (rows, …)
     Factors = tuple[Tables, Tables]
     Array = npt.NDArray[Any]
+    # a module's state, by name
+    State = Mapping[str, torch.Tensor]
     Arrays = Mapping[str, Array]
 
 RopeMode = Literal["baked", "dynamic", "inputs"]

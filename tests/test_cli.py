@@ -20,7 +20,7 @@ from ropevit_export import cli
 from ropevit_export.cli import export, terminal
 from ropevit_export.machine.process import Interrupted, interrupt
 from ropevit_export.models.initial import random_checkpoint
-from ropevit_export.models.zoo import EXAMPLES, MODELS, find_model
+from ropevit_export.models.zoo import EVA02, EXAMPLES, MODELS, find_model
 from ropevit_export.parity import tolerance
 from tests.conftest import SMALL
 from tests.rows import command_line
@@ -97,6 +97,21 @@ def test_help_and_models_say_all(run: Run) -> None:
     assert len(out.splitlines()) == len(listed)
     code, out, _ = run("models", "--json")
     assert [row["name"] for row in json.loads(out)] == listed
+
+
+def test_models_are_listed_by_family_or_one_by_one(run: Run) -> None:
+    code, out, _ = run("models", "--family", "eva")
+    assert (code, [line.split()[0] for line in out.splitlines()]) == (0, ["EVA-02"] * len(EVA02))
+    code, out, _ = run("models", "vit_pe_core_small_patch16_384")
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (code, lines["licence"], lines["pooled"]) == (0, "apache-2.0", "map (can: token, avg, map)")
+    assert lines["size"] == "384x384, any multiple of 16"
+    code, out, err = run("models", "--family", "resnet")
+    assert (code, out) == (2, "")
+    assert_one_line(err, "no family has 'resnet' in its name")
+    code, out, err = run("models", "dinov3_small", "--family", "dino")
+    assert (code, out) == (2, "")
+    assert_one_line(err, "leave one out")
 
 
 def test_without_a_hub_the_bundle_is_random_and_says_so(run: Run, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from ropevit_export import cli, cubic
+from ropevit_export import cli, kernels
 from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BundleError
 from ropevit_export.models.spec import ModelSpec
@@ -194,5 +194,5 @@ def test_the_cubic_kernel_is_one_for_both_kinds_of_array() -> None:
     a, s = -0.75, distance
     inner, outer = (a + 2) * s**3 - (a + 3) * s**2 + 1, a * s**3 - 5 * a * s**2 + 8 * a * s - 4 * a
     theirs = np.where(s < 1, inner, np.where(s < 2, outer, 0))
-    np.testing.assert_allclose(cubic.weight(distance), theirs, atol=1e-14)
-    assert np.array_equal(cubic.weight(torch.from_numpy(distance)).numpy(), cubic.weight(distance))
+    np.testing.assert_allclose(kernels.cubic(distance), theirs, atol=1e-14)
+    assert np.array_equal(kernels.cubic(torch.from_numpy(distance)).numpy(), kernels.cubic(distance))

@@ -38,6 +38,12 @@ if TYPE_CHECKING:
     help="Official, short or timm name, or a repository of the hub; `ropevit-export models` lists them.",
 )
 @click.option(
+    "--model-args",
+    metavar="A=1[,B=2...]",
+    help="Of --model timm:NAME, any name of timm's class Eva, or Eva itself: arguments of its constructor, such as "
+    "depth=6,embed_dim=192.",
+)
+@click.option(
     "--res",
     multiple=True,
     metavar="N|HxW",
@@ -259,6 +265,10 @@ def _request(options: Mapping[str, Any]) -> Request:
     model, res, engine, sm = (rest.pop(name) for name in ("model", "res", "engine", "sm"))
     if not model:
         raise UsageError("no model: give --model NAME; `ropevit-export models` lists them.")
+    if (arguments := rest.pop("model_args")) is not None:
+        if not model.startswith("timm:"):
+            raise UsageError(f"--model-args is for --model timm:NAME, but the model is {model}: add timm: or leave it.")
+        model = f"{model}:{arguments}"
     changes = {name: rest.pop(name) for name in ("mean", "std", "interpolation")}
     if (cut := rest.pop("crop")) is not None:
         changes |= dict(zip(("crop", "crop_mode"), cut, strict=True))

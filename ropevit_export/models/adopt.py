@@ -15,7 +15,8 @@ import torch
 from ropevit_export.errors import CheckpointError
 from ropevit_export.models import frequencies
 from ropevit_export.models.candidates import HEADS, Candidate, candidates, is_averaged, preferred, unmixed
-from ropevit_export.models.families import FAMILIES, Shapes
+from ropevit_export.models.families import FAMILIES
+from ropevit_export.models.official import Shapes
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import EXAMPLES, MODELS
 from ropevit_export.values import Checkpoint, Resolution, Weights
@@ -265,6 +266,7 @@ class _Grids:
 
     def __init__(self, spec: ModelSpec, expected: Shapes, sizes: Sequence[Resolution]) -> None:
         self.expected = expected
+        self.front = spec.embedded_prefix
         self.embed: Grid | None = None
         self.windows: set[Grid] = set()
         self._grids = [spec.grid(size) for size in sizes]
@@ -275,7 +277,7 @@ class _Grids:
         expected, given = self.expected[name], tuple(tensor.shape)
         sentence = f"{name} {given}, needs {expected}"
         if name == "pos_embed" and len(given) == 3 and (given[0], given[2]) == (expected[0], expected[2]):
-            self.embed = _grid(given[1], self._grids)
+            self.embed = _grid(given[1] - self.front, self._grids)
             return None if self.embed else f"{sentence}, a square grid or that of a --res"
         if name.endswith("relative_position_bias_table") and len(given) == 2 and given[1] == expected[1]:
             doubled = _grid(given[0], [(2 * rows - 1, 2 * columns - 1) for rows, columns in self._windows])
@@ -300,7 +302,7 @@ def _channels(count: int) -> str:
 
 def _grid(count: int, asked: Iterable[Grid]) -> Grid | None:
     """Rows and columns of so many positions."""
-    side = math.isqrt(count)
+    side = math.isqrt(max(count, 0))
     if side**2 == count and side:
         return side, side
     return next(((rows, columns) for rows, columns in asked if rows * columns == count), None)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ropevit_export.models import swin, vit
-from ropevit_export.models.official import Official
+from ropevit_export.models.official import Official, Shapes
 from ropevit_export.models.spec import Family, ModelSpec
 from ropevit_export.values import Output, Resolution, Weights
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ropevit_export.values import Array
-
-# Name and shape of every parameter.
-Shapes = dict[str, tuple[int, ...]]
 
 
 class Knowledge(Protocol):

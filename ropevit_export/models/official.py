@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+# Name and shape of every parameter.
+Shapes = dict[str, tuple[int, ...]]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Official:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ropevit_export import cubic
+from ropevit_export import kernels
+from ropevit_export.models.spec import Interpolation
 
 if TYPE_CHECKING:
     from ropevit_export.values import Factors, Tables
@@ -77,7 +78,8 @@ class FactorBank(nn.Module):
 
     @staticmethod
     def _behind_prefix(table_RCAP: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
-        return torch.cat([identity, table_RCAP.flatten(0, 1).unsqueeze(2).unsqueeze(1)])
+        table = table_RCAP.flatten(0, 1).unsqueeze(2).unsqueeze(1)
+        return torch.cat([identity, table]) if len(identity) else table
 
 
 def given_pairs(cos_LTAP: torch.Tensor, sin_LTAP: torch.Tensor, blocks: int) -> list[Pair]:
@@ -88,17 +90,21 @@ def given_pairs(cos_LTAP: torch.Tensor, sin_LTAP: torch.Tensor, blocks: int) -> 
 
 
 class ResizedEmbedding(nn.Module):
-    """An absolute embedding resized bicubically in the graph: `align_corners=False`, no antialiasing, edges repeated.
+    """An absolute embedding resized in the graph, bicubically or bilinearly: `align_corners=False`, no antialiasing,
+    edges repeated.
 
-    Bicubic resizing is separable: a matrix (R, side) from the left and one (C, side) from the right. Their entries are
-    the cubic kernel at the distance of two centres, built from the size by arithmetic that every runtime has.
+    Both are separable: a matrix (R, side) from the left and one (C, side) from the right. Their entries are the kernel
+    at the distance of two centres, built from the size by arithmetic that every runtime has.
     """
 
     embed: torch.Tensor
     centres: torch.Tensor
 
-    def __init__(self, embed_1TW: torch.Tensor, grid: tuple[int, int], limit: int) -> None:
+    def __init__(
+        self, embed_1TW: torch.Tensor, grid: tuple[int, int], limit: int, interpolation: Interpolation
+    ) -> None:
         super().__init__()
+        self.kernel = kernels.KERNELS[interpolation]
         self.grid = grid
         self.register_buffer("embed", embed_1TW.reshape(*grid, -1))
         self.register_buffer("centres", torch.arange(limit) + 0.5)
@@ -121,7 +127,7 @@ class ResizedEmbedding(nn.Module):
         taps, edges = getattr(self, f"taps{axis}"), getattr(self, f"edges{axis}")
         scale = edges.shape[1] / torch.scalar_tensor(extent, dtype=torch.float32)
         distance = (self.centres[:extent, None] * scale - 0.5 - taps).abs()
-        return cubic.weight(distance) @ edges
+        return self.kernel(distance) @ edges
 
 
 def _owners(pairs: Sequence[object]) -> list[int]:

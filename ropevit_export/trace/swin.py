@@ -93,9 +93,9 @@ class Block(nn.Module):
         self.shift = tuple(w // 2 if shifted and s > w else 0 for s, w in zip(size, window, strict=True))
         self.norm1 = Norm(tensors, f"{prefix}norm1", spec.norm_eps)
         rotary = spec.rope.kind != "none"
-        self.attention = Attention(tensors, prefix, heads=heads, reorder=rotary, gain=None, first_only=False)
+        self.attention = Attention(spec, tensors, f"{prefix}attn", heads=heads, reorder=rotary)
         self.norm2 = Norm(tensors, f"{prefix}norm2", spec.norm_eps)
-        self.mlp = MLPS[spec.mlp](tensors, prefix, None)
+        self.mlp = MLPS[spec.mlp](spec, tensors, f"{prefix}mlp", None)
         bias = None if rotary else position_bias(tensors[f"{prefix}attn.relative_position_bias_table"], window)
         self.register_buffer("bias", bias)
         mask = shift_mask(size, window, self.shift) if any(self.shift) else None
