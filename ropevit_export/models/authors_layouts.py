@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 _MARKS = (
     ("perception_models", re.compile(r"^(visual\.)?conv1\.weight$")),
     ("Sapiens2", re.compile(r"^blocks\.0\.attn\.wq\.weight$")),
-    (
-        "BAAI",
-        re.compile(r"^(visual\.(trunk\.)?)?(blocks\.0\.(mlp\.(w1|w12|ffn_ln)|attn\.inner_attn_ln)\.|mask_token$)"),
-    ),
+    ("BAAI", re.compile(r"^(visual\.(trunk\.)?)?blocks\.0\.(mlp\.(w1|w12|ffn_ln)|attn\.inner_attn_ln)\.")),
 )
 _NOT_OURS = re.compile(r"^(storage_tokens$|embeddings\.)")  # DINOv3's, which has a mask token too
 
