@@ -150,6 +150,8 @@ def forms(
     from ropevit_export import passes
 
     made = _in_precision(draft, graph, sample, progress)
+    if draft.request.single_file and draft.request.calib is None:
+        made.pop("onnxruntime", None)  # it would hold all weights once more
     if any(maker.form == "openvino" for maker in makers) and (turned := passes.for_openvino(made["portable"])):
         made["openvino"] = turned
     return made

@@ -629,3 +629,26 @@ def test_the_file_is_not_changed_and_shared_memory_stays_shared(tmp_path: Path) 
     assert found["b"].data_ptr() == found["a"].data_ptr() + 8
     found["a"].add_(1)
     assert path.read_bytes() == before
+
+
+def test_a_dictionary_that_does_not_fit_is_passed_over_and_said(tmp_path: Path) -> None:
+    averaged = state(1)
+    del averaged["norm.weight"]
+    path = saved(tmp_path / "x.pth", {"state_dict": state(), "state_dict_ema": averaged})
+    assert_same_answers(ours(path), answer(timms()))
+    assert choices(path) == (
+        "weights are the file's state_dict",
+        "passed over, as it does not fit: state_dict_ema",
+    )
+    assert "does not fit tiny: missing norm.weight" in refusal(path, weights="x", weights_key="state_dict_ema")
+
+
+def test_a_key_names_one_dictionary_before_those_within_others(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.pth", {"model": state(), "old": {"model": state(1)}})
+    assert_same_answers(ours(path, request(weights="x", weights_key="model")), answer(timms()))
+    assert_same_answers(ours(path, request(weights="x", weights_key="old.model")), answer(timms(1)))
+
+
+def test_a_file_of_an_optimizer_alone_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.pth", {"optimizer": {"patch_embed.proj.weight": torch.ones(3)}})
+    assert refusal(path) == "x.pth holds an optimizer's tensors only: needs a model's."

@@ -97,6 +97,8 @@ def tensors(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     (length,) = struct.unpack("<Q", content[:8])
     found = {}
     for name, entry in json.loads(content[8 : 8 + length]).items():
+        if name.startswith("filled."):  # samples of what a host fills
+            continue
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         assert entry["dtype"] == "F32"
         found[name] = (entry["shape"], list(struct.unpack(f"<{(end - begin) // 4}f", content[begin:end])))
@@ -162,8 +164,7 @@ def test_a_host_that_follows_the_page_gets_the_references_answers(bundle: Path, 
 def test_golden_files_hold_rows_of_what_a_host_fills(bundle: Path, size: str) -> None:
     """To the bit: a host in another language is compared with them."""
     listed, resolution = manifest.read(bundle), Resolution.parse(size)
-    (artifact,) = listed.artifacts
-    filled = host_inputs(bundle, artifact)(resolution)
+    filled = host_inputs(bundle, listed.artifacts[0])(resolution)
     golden = load_file(bundle / f"golden-{size}.safetensors")
     assert {name for name in golden if name.endswith(".at")} == {f"filled.{name}.at" for name in filled}
     for name, array in filled.items():

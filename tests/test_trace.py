@@ -135,7 +135,7 @@ def exported_for_any_size(case: Case, path: Path, rope: RopeMode = "dynamic", li
 def filled(case: Case, resolution: Resolution) -> dict[str, np.ndarray]:
     """What the host of a graph with position inputs fills at a size."""
     spec = case.spec
-    embed = case.weights.tensors["pos_embed"].numpy() if spec.ape else None
+    embed = case.weights.tensors["pos_embed"].numpy().reshape(14, 14, -1) if spec.ape else None
     parts = inputs.parts(case.factors(LIMIT), embed, by_extent=False)
     return inputs.fill(parts, *spec.grid(resolution), spec.prefix)
 

@@ -108,14 +108,14 @@ void fill_embedding(const Safetensors& file, std::int64_t rows, std::int64_t col
                     std::vector<PositionInput>& filled) {
   const std::vector<float> embedding = floats(file, "pos_embed");
   const Extents& shape = file["pos_embed"].shape;
-  if (shape.size() != 3 || shape[0] != shape[1] || shape[0] < 1)
-    throw BundleError("the positions' pos_embed is no square of vectors.");
-  const std::int64_t side = shape[0], width = shape[2];
+  if (shape.size() != 3 || shape[0] < 1 || shape[1] < 1)
+    throw BundleError("the positions' pos_embed is no grid of vectors.");
+  const std::int64_t height = shape[0], side = shape[1], width = shape[2];
   PositionInput resized{"pos_embed", {rows * columns, width}, {}};
   resized.values.reserve(static_cast<std::size_t>(rows * columns * width));
   const std::vector<Taps> across = taps_of(columns, side);
   std::vector<double> line(static_cast<std::size_t>(side * width));
-  for (const Taps& row : taps_of(rows, side)) {
+  for (const Taps& row : taps_of(rows, height)) {
     const auto from = [&](std::size_t tap) { return embedding.data() + row.at[tap] * side * width; };
     for (std::size_t at = 0; at < line.size(); ++at) {
       double sum = 0;

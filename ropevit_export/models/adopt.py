@@ -90,7 +90,9 @@ def adopt(
     non-finite parameters, or the dictionaries that there are.
     """
     given = candidates(checkpoint.dictionaries)
-    chosen = given if key is None else [each for each in given if each.is_called(key)]
+    if not given:
+        raise CheckpointError(f"{checkpoint.source} holds an optimizer's tensors only: needs a model's.")
+    chosen = given if key is None else _called(given, key)
     if not chosen:
         raise CheckpointError(f"{checkpoint.source} has no model under {key}: --weights-key takes {_keys(given)}.")
     fits, misfits = _tried(spec, chosen, sizes)
@@ -98,7 +100,9 @@ def adopt(
         fits, _ = _tried(spec, unmixed(checkpoint.dictionaries), sizes)
     if not fits:
         raise CheckpointError(_refusal(spec, checkpoint, misfits, sizes))
-    fit, of_several = _chosen(checkpoint, fits, key)
+    fit, of_several = _chosen(checkpoint, fits)
+    if passed_over := [each for each, _ in misfits if each.key != fit.candidate.key and not fit.candidate.renamed]:
+        of_several.append(f"passed over, as it does not fit: {_keys(passed_over)}")
     return Weights(
         tensors={name: _float32(checkpoint.source, name, tensor) for name, tensor in fit.tensors.items()},
         classes=fit.classes,
@@ -121,7 +125,12 @@ def _tried(
     return fits, misfits
 
 
-def _chosen(checkpoint: Checkpoint, fits: list[_Fit], key: str | None) -> tuple[_Fit, list[str]]:
+def _called(given: list[Candidate], key: str) -> list[Candidate]:
+    """Those of that very key, else those that have it in theirs."""
+    return [each for each in given if each.key == key] or [each for each in given if each.is_called(key)]
+
+
+def _chosen(checkpoint: Checkpoint, fits: list[_Fit]) -> tuple[_Fit, list[str]]:
     """Of several dictionaries that fit the one that the code which writes such a file takes, and a sentence on it."""
     found = [fit.candidate for fit in fits]
     best = preferred(found)
