@@ -14,7 +14,7 @@ from ropevit_export.bundle import golden, staging
 from ropevit_export.bundle.draft import Draft
 from ropevit_export.bundle.manifest import ArtifactEntry, Bundle
 from ropevit_export.bundle.resume import existing
-from ropevit_export.errors import ParityError
+from ropevit_export.errors import ParityError, UsageError
 from ropevit_export.images.preprocess import in_format
 from ropevit_export.inspect import census, fusion
 from ropevit_export.parity import measure
@@ -34,7 +34,7 @@ from ropevit_export.values import (
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Builder
-    from ropevit_export.values import Array, Arrays
+    from ropevit_export.values import Array, Arrays, State
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +59,10 @@ def export(
     cache: Path | None = None,
     resume: bool = False,
     progress: Progress = lambda stage: None,
+    weights: State | None = None,
 ) -> Bundle:
     """Run every stage for every resolution and write the bundle. `cache`: a folder of engines built before.
+    `weights`: a module's `state_dict()`, in the place of those that the request names.
 
     `resume`: a bundle that the same request has made already is kept, and one that another process is making now is
     waited for; without it both are errors.
@@ -72,31 +74,37 @@ def export(
         out = out if out.name not in ("", "..") else out.resolve()
         if resume and (kept := existing(request, out, force=force)):
             return kept
+    if weights is not None and (resume or request.weights != "auto"):
+        raise UsageError(
+            f"weights were given as tensors, and as {'resume' if resume else request.weights!r}: leave one out."
+        )
     makers, remark = planning.makers(request)
     if out is not None:
         staging.refuse_existing(out, force=force)
-    weights, checkpoint = stages.load(request, progress)
+    request, loaded, checkpoint = stages.load(request, progress, weights)
     final = planning.final_folder(request, checkpoint, out)
     with staging.claimed(final, waiting=(lambda: progress("waiting for another process")) if resume else None):
         if resume and (kept := existing(request, final, force=force)):
             return kept
         with staging.staged(final, force=force) as folder:
             draft = Draft(
-                folder, request, checkpoint, weights.classes, [*planning.choices(request, weights), *weights.choices]
+                folder, request, checkpoint, loaded.classes, [*planning.choices(request, loaded), *loaded.choices]
             )
             with _report_kept(draft, final):
-                sources = [_add_graph(draft, weights, io, progress) for io in request.graphs()]
-                del weights  # builders need the memory
+                sources = [_add_graph(draft, loaded, io, makers, progress) for io in request.graphs()]
+                del loaded  # builders need the memory
                 for maker in makers:
-                    for source in sources:
-                        _add_engine(draft, source, maker, cache, progress)
+                    for forms in sources:
+                        _add_engine(draft, forms.get(maker.form, forms["portable"]), maker, cache, progress)
                     draft.require_parity()
                 written = draft.close()
     return Bundle(path=final, manifest=written, remark=remark)
 
 
-def _add_graph(draft: Draft, weights: Weights, io: IoSpec, progress: Progress) -> Source:
-    """From weights to an ONNX file that is checked at one size or, a dynamic one, at several."""
+def _add_graph(
+    draft: Draft, weights: Weights, io: IoSpec, makers: Sequence[Builder], progress: Progress
+) -> dict[Form, Source]:
+    """From weights to ONNX files, one a form, that are checked at one size or, dynamic ones, at several."""
     request = draft.request
     references = {
         size: stages.reference_answers(request, weights, size, progress) for size in request.checked_sizes(io)
@@ -111,30 +119,30 @@ def _add_graph(draft: Draft, weights: Weights, io: IoSpec, progress: Progress) -
     }
     first = next(iter(samples_by_size.values()))
     listed = [_output(io, output, first.expected[output.name]) for output in io.outputs]
-    sources = [
-        _write_graph(draft, converted, listed, form)
-        for form, converted in stages.in_precision(draft, graph, first, progress).items()
-    ]
+    hosts = {size: _as_fed(sample, io).host for size, sample in samples_by_size.items()}
+    sources = {
+        form: _write_graph(draft, converted, listed, form, hosts)
+        for form, converted in stages.forms(draft, graph, first, makers, progress).items()
+    }
     del graph
     for size, exact in samples_by_size.items():
         sample = _as_fed(exact, io)
-        for artifact, _ in sources:
-            _check_graph(draft, artifact, io, sample, progress)
-        draft.add_golden(size, sample.images, sample.expected)
+        for source in sources.values():
+            _check_graph(draft, source.artifact, io, sample, progress)
+        draft.add_golden(size, sample.images, sample.expected, sample.host)
     draft.require_parity()
-    artifact, products = sources[0]
-    hosts = {size: _as_fed(sample, io).host for size, sample in samples_by_size.items()}
-    return Source(io=io, artifact=artifact, products=products, hosts=hosts)
+    return sources
 
 
 def _write_graph(
-    draft: Draft, graph: Graph, outputs: Sequence[TensorSpec], form: Form
-) -> tuple[ArtifactEntry, Mapping[str, set[str]]]:
-    """The listed artifact, and what its products may run in."""
+    draft: Draft, graph: Graph, outputs: Sequence[TensorSpec], form: Form, hosts: Mapping[Resolution, Arrays]
+) -> Source:
+    """Written and listed."""
     path, precision = draft.write_graph(graph, form), draft.request.precision
     counted, products = census.of_graph(path, precision, form)
     counted.require(path.name, precision)
-    return draft.add_graph(path, graph, form, outputs, counted.rows()), products
+    artifact = draft.add_graph(path, graph, form, outputs, counted.rows())
+    return Source(io=graph.io, artifact=artifact, products=products, hosts=hosts)
 
 
 def _check_graph(draft: Draft, artifact: ArtifactEntry, io: IoSpec, sample: Sample, progress: Progress) -> None:
@@ -156,10 +164,10 @@ def _add_engine(draft: Draft, source: Source, maker: Builder, cache: Path | None
     from ropevit_export.backends import cache as engine_cache
 
     request, io, onnx = draft.request, source.io, draft.folder / source.artifact.path
-    spec, path = planning.engine_spec(request, maker, io), onnx.with_suffix(maker.suffix)
+    spec, path = planning.engine_spec(request, maker, io), draft.path(io, maker.suffix)
     with stage(f"{maker.runtime} {io.resolution}", progress) as note:
-        plan = engine_cache.build(maker, onnx, draft.weights.path, spec, path, cache)
-        layers = draft.write_layers(onnx, maker.suffix, plan)
+        plan = engine_cache.build(maker, draft.graph_files(onnx), spec, path, cache)
+        layers = draft.write_layers(path, plan)
         wanted = {node: {plan.promotions.get(name, name) for name in names} for node, names in source.products.items()}
         counted = census.of_engine(plan.layers, wanted)
         counted.require(path.name, request.precision, plan.promotions)

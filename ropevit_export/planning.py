@@ -34,7 +34,8 @@ def makers(request: Request) -> tuple[list[Builder], str | None]:
     from ropevit_export.backends.select import builders
 
     if request.calib is not None:
-        calibration.pictures(request.calib)  # that there are any
+        # that there are any, and that they can be read
+        calibration.pictures(request.calib, skip_unreadable=request.skip_unreadable)
     found, remark = builders(request.engines)
     if request.require_fused_attention and not found:
         raise BackendError(f"--require-fused-attention needs an engine, but {remark}.")
@@ -64,6 +65,8 @@ def engine_spec(request: Request, maker: Builder, io: IoSpec) -> EngineSpec:
 def choices(request: Request, weights: Weights) -> list[str]:
     """What the request left open and was chosen for the user, as sentences."""
     model, said = request.model, []
+    if request.skip_unreadable and (names := calibration.left_out(request.calib)):
+        said.append(f"{len(names)} pictures of --calib can't be read and are left out: {', '.join(names[:6])}")
     if request.output is None and not model.classes:
         head = f", though the file has one of {weights.classes} classes" if weights.classes else ""
         said.append(f"the output is pooled: {model.short} is published without a head{head}")

@@ -25,6 +25,8 @@ from ropevit_export.values import (
     RopeMode,
 )
 
+# Rows and columns of tokens.
+Window = tuple[int, int]
 # none: the target only · ampere-plus: every later generation as well · same-cc: all GPUs of the compute capability
 Hardware = Literal["none", "ampere-plus", "same-cc"]
 
@@ -111,6 +113,7 @@ class Request:
     model: ModelSpec
     resolutions: tuple[Resolution, ...]
     weights: str = "auto"
+    weights_key: str | None = None
     revision: str | None = None
     rope: RopeMode = "baked"
     precision: Precision = "fp32"
@@ -126,6 +129,9 @@ class Request:
     pixels: bool = False
     seed: int = 0
     require_fused_attention: bool = False
+    window: Window | None = None
+    single_file: bool = False
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         if not self.resolutions:
@@ -136,6 +142,7 @@ class Request:
             self.model.check(resolution)
         if self.revision and self.weights not in ("auto", "pretrained"):
             raise UsageError(f"--revision is of the hub, but the weights are {self.weights}: leave one out.")
+        self._check_weights()
         self._check_precision()
         if self.revision and self.model.packaged:
             raise UsageError(f"--revision is of the hub, but {self.model.short} is in this package: leave it out.")
@@ -146,6 +153,30 @@ class Request:
             )
         self._check_engines()
         self._check_outputs()
+
+    @property
+    def own_weights(self) -> bool:
+        """Whether weights are a file of the user's."""
+        return self.weights not in ("auto", "pretrained", "random")
+
+    def _check_weights(self) -> None:
+        if self.weights_key is not None and not self.own_weights:
+            raise UsageError(
+                f"--weights-key is for a file with several dictionaries, but the weights are {self.weights}."
+            )
+        if self.skip_unreadable and self.calib is None:
+            raise UsageError("--skip-unreadable is for the pictures of --calib: add it, or leave both out.")
+        if self.window is None:
+            return
+        if self.model.window_of is None:
+            raise UsageError(f"--window is for Swin: attention of {self.model.short} sees all tokens.")
+        for size in self.resolutions:
+            if not self.model.takes_window(self.window, size):
+                rows, columns = self.model.window(size)
+                raise UsageError(
+                    f"--window {_by(self.window)} does not divide the last map at {size}, {rows}x{columns} tokens: "
+                    "needs a divisor of both sides."
+                )
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -283,6 +314,10 @@ def _names(text: str) -> list[str]:
                 "such as features:2,5,8,11."
             )
     return names
+
+
+def _by(window: Window) -> str:
+    return "x".join(map(str, window))
 
 
 def _option(value: object) -> str:

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
-from ropevit_export.backends.select import ENGINES, runner
+from ropevit_export.backends.select import ENGINES, form, runner
 from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BackendError, BundleError, InputError
+from ropevit_export.images.files import opened
 from ropevit_export.images.preprocess import crop, in_format, normalise
 from ropevit_export.models.spec import Preprocess
 from ropevit_export.rope import inputs
@@ -82,6 +84,22 @@ def open_artifact(bundle: Path, artifact: manifest.ArtifactEntry, backend: str, 
     return runner(backend, bundle / artifact.path, precision=artifact.precision, **options)
 
 
+def _picture(image: object) -> Image.Image:
+    from PIL import Image
+
+    if isinstance(image, (str, Path)):
+        return opened(Path(image))
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return Image.fromarray(np.ascontiguousarray(image))
+    what = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise InputError(
+        f"prepare was given a {what}: needs a PIL image, uint8 pixels (H, W, 3) in RGB, or a path. A gray picture is "
+        'one as Image.fromarray(pixels).convert("RGB").'
+    )
+
+
 class Model:
     """The graphs of a bundle, or its engines. Each is loaded at its first image."""
 
@@ -89,8 +107,10 @@ class Model:
         self.manifest = manifest.read(bundle)
         self.preprocess = Preprocess(**self.manifest.preprocess.model_dump())
         graphs = artifacts(bundle, self.manifest, backend)
-        # Of an int8 graph in two forms, the backend's own.
-        self._graphs = sorted(graphs, key=lambda each: (each.form == "onnxruntime") != (backend == "onnxruntime"))
+        # Of a graph in several forms the backend's own, else the one for all.
+        self._graphs = sorted(
+            graphs, key=lambda each: (each.form != form(backend, each.precision), each.form != "portable")
+        )
         by_path = {graph.path: graph for graph in self._graphs}
         self._runner = functools.cache(lambda path: open_artifact(bundle, by_path[path], backend, **options))
         self._host = {graph.path: host_inputs(bundle, graph) for graph in self._graphs}
@@ -101,12 +121,13 @@ class Model:
         pairs = dict.fromkeys(pair for graph in self._graphs for pair in graph.resolutions)
         return tuple(Resolution(height=height, width=width) for height, width in pairs)
 
-    def prepare(self, image: Image.Image, size: Resolution | None = None) -> Array:
+    def prepare(self, image: Image.Image | Array | str | Path, size: Resolution | None = None) -> Array:
         """One image, resized, cropped and normalised as the authors do, in the graph's format: a batch of one.
 
-        Default size: the first of `sizes`.
+        image: PIL's, uint8 pixels (H, W, 3) in RGB, or a file's path. Default size: the first of `sizes`. Raises
+        InputError for anything else.
         """
-        pixels = crop(image, self.preprocess, size or self.sizes[0])[None]
+        pixels = crop(_picture(image), self.preprocess, size or self.sizes[0])[None]
         if self.preprocess.dtype == "uint8":
             return pixels
         return in_format(normalise(pixels, self.preprocess), self.preprocess.dtype)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ropevit_export.bundle import onnx_file
 from ropevit_export.bundle.draft import Draft
 from ropevit_export.errors import CheckpointError
 from ropevit_export.images import calibration
@@ -27,8 +28,9 @@ from ropevit_export.rope import inputs
 from ropevit_export.values import DTYPES, Checkpoint, Form, Graph, IoSpec, Precision, Resolution, Weights
 
 if TYPE_CHECKING:
+    from ropevit_export.backends.base import Builder
     from ropevit_export.passes.quantize.codes import Coding
-    from ropevit_export.values import Array, Arrays
+    from ropevit_export.values import Array, Arrays, State
 
 log = logging.getLogger("ropevit_export")
 
@@ -43,24 +45,36 @@ def stage(name: str, progress: Progress) -> Iterator[Callable[[str], None]]:
     log.info("%s: %s, %.1f s", name, said[0], time.perf_counter() - start)
 
 
-def load(request: Request, progress: Progress) -> tuple[Weights, Checkpoint]:
+def load(request: Request, progress: Progress, tensors: State | None = None) -> tuple[Request, Weights, Checkpoint]:
+    """The weights, and the request with the model as they have it: its windows, and where its final norm stands.
+
+    tensors: a module's own, in the place of what the request says.
+    """
     from ropevit_export.checkpoint import source
-    from ropevit_export.models.adopt import adopt
+    from ropevit_export.models import filed
     from ropevit_export.models.initial import random_checkpoint
 
     with stage("weights", progress) as note:
-        checkpoint = source.load(request, lambda: random_checkpoint(request.model, request.seed))
-        weights = adopt(request.model, checkpoint)
+        if tensors is not None:
+            checkpoint = source.of_tensors(tensors)
+        else:
+            checkpoint = source.load(request, lambda: random_checkpoint(request.model, request.seed))
+        given = filed.Given(key=request.weights_key, sizes=request.resolutions, published=not request.own_weights)
+        model, weights = filed.read(request.model, checkpoint, given)
+        request = dataclasses.replace(request, model=model)
         if not weights.classes and LOGITS in [output.name for output in request.outputs]:
             raise CheckpointError(
-                f"the weights ({checkpoint.source}) have no head, which --output logits needs: take pooled, cls, "
-                "tokens or features."
+                f"the weights ({checkpoint.source}) have no head, which --output logits needs: take --output pooled, "
+                "cls, tokens or features."
             )
+        if request.single_file:  # of 4 bytes a number until it is converted
+            sizes = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+            onnx_file.check_single(sizes[request.precision] * sum(each.numel() for each in weights.tensors.values()))
         at = f" at {checkpoint.revision}" if checkpoint.revision else ""
         head = f"{weights.classes} classes" if weights.classes else "no head"
         note(f"{checkpoint.source}{at}, {head}{'' if checkpoint.trained else ', UNTRAINED'}")
     # The tensors themselves go with the caller's `weights`; two owners would double the peak of memory.
-    return weights, dataclasses.replace(checkpoint, tensors={})
+    return request, weights, dataclasses.replace(checkpoint, dictionaries={})
 
 
 def reference_answers(request: Request, weights: Weights, size: Resolution, progress: Progress) -> tuple[Array, Arrays]:
@@ -114,18 +128,37 @@ def position_parts(request: Request, weights: Weights, io: IoSpec) -> Arrays:
     from ropevit_export.rope.tables import block_factors
 
     spec = request.model
-    embed = weights.tensors["pos_embed"].numpy() if spec.ape else None
+    embed = None
+    if weights.embed_grid is not None:
+        grid = weights.tensors["pos_embed"][:, spec.embedded_prefix :]
+        embed = grid.numpy().reshape(*weights.embed_grid, -1)
     coordinates = spec.rope.coordinates
     factors = block_factors(_frequencies(spec, weights), coordinates, spec.grid(io.resolution))
-    return inputs.parts(factors, embed, by_extent=coordinates.follow_extent)
+    return inputs.parts(factors, embed, by_extent=coordinates.follow_extent, interpolation=spec.ape_resize)
 
 
 def host(request: Request, parts: Arrays, size: Resolution) -> Arrays:
     return inputs.fill(parts, *request.model.grid(size), request.model.prefix)
 
 
-def in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress) -> dict[Form, Graph]:
-    """The graph in the precision asked for, in every form that it is worth having in.
+def forms(
+    draft: Draft, graph: Graph, sample: Sample, makers: Sequence[Builder], progress: Progress
+) -> dict[Form, Graph]:
+    """The graph in the precision asked for, first as all runtimes take it, then in the forms that one is faster with:
+    ONNX Runtime's, and those of what is built from it.
+    """
+    from ropevit_export import passes
+
+    made = _in_precision(draft, graph, sample, progress)
+    if draft.request.single_file and draft.request.calib is None:
+        made.pop("onnxruntime", None)  # it would hold all weights once more
+    if any(maker.form == "openvino" for maker in makers) and (turned := passes.for_openvino(made["portable"])):
+        made["openvino"] = turned
+    return made
+
+
+def _in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress) -> dict[Form, Graph]:
+    """As all runtimes take it and, of 8 bits, as ONNX Runtime does on a CPU.
 
     Before it is rounded it must be the reference's to the last digits: what a lower precision may err by would hide
     a wrong table. The same run says how large values get, which a format must be able to hold.
@@ -135,7 +168,7 @@ def in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress)
 
     request, io = draft.request, graph.io
     if request.precision == "fp32":
-        return {"portable": graph}
+        return _with_fast(graph, passes.for_onnxruntime(graph, "fp32"))
     with stage(f"{request.precision} {io.resolution}", progress) as note:
         probed, probes = passes.probed(graph.model)
         session = Float32Graph(probed)
@@ -154,15 +187,21 @@ def in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress)
         note(f"largest value {largest[top]:.3g} at {probes[top].place}")
     io_dtype = DTYPES[request.io_precision]
     if request.calib is None:
-        return {"portable": passes.convert(graph, request.precision, io_dtype)}
+        fast = passes.for_onnxruntime(graph, "fp16", io_dtype) if request.precision == "fp16" else None
+        return _with_fast(passes.convert(graph, request.precision, io_dtype), fast)
     with stage(f"calibration {sample.resolution}", progress) as note:
-        measured_on = calibration.feeds(request.calib, io, sample.resolution, sample.host, request.preprocess)
+        pictures = calibration.pictures(request.calib, skip_unreadable=request.skip_unreadable)
+        measured_on = calibration.feeds(pictures, io, sample.resolution, sample.host, request.preprocess)
         coding: Coding = "int8" if request.precision == "int8" else "fp8"
         both = passes.run_quantized(graph, coding, measured_on, Float32Graph, io_dtype)
-        draft.notes.append(f"8-bit ranges: {len(calibration.pictures(request.calib))} images of {_source(request)}")
+        draft.notes.append(f"8-bit ranges: {len(pictures)} images of {_source(request)}")
         note(draft.notes[-1])
-    forms: dict[Form, Graph] = {"portable": both.engines}
-    return forms | ({"onnxruntime": both.onnxruntime} if both.onnxruntime is not None else {})
+    return _with_fast(both.engines, both.onnxruntime)
+
+
+def _with_fast(portable: Graph, onnxruntime: Graph | None) -> dict[Form, Graph]:
+    made: dict[Form, Graph] = {"portable": portable}
+    return made if onnxruntime is None else made | {"onnxruntime": onnxruntime}
 
 
 def _source(request: Request) -> str:

@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     # the same along x, each (columns, heads or 1, head width / 2), and along y, each (rows, …)
     Factors = tuple[Tables, Tables]
     Array = npt.NDArray[Any]
+    # a module's state, by name
+    State = Mapping[str, torch.Tensor]
     Arrays = Mapping[str, Array]
 
 RopeMode = Literal["baked", "dynamic", "inputs"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 IoPrecision = Literal["fp32", "fp16", "bf16"]
 # portable: for engines, OpenVINO and others · onnxruntime: what ONNX Runtime's CPU provider is fast with
-Form = Literal["portable", "onnxruntime"]
+Form = Literal["portable", "onnxruntime", "openvino"]
 OutputKind = Literal["logits", "pooled", "cls", "tokens", "features"]
 OUTPUT_KINDS: tuple[OutputKind, ...] = ("logits", "pooled", "cls", "tokens", "features")
 Pool = Literal["token", "avg", "map"]
@@ -99,19 +101,27 @@ class Dim:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """Named tensors as a file holds them, and where they came from.
+    """The dictionaries of named tensors that a file holds, and where they came from.
 
-    `source` names a hub repository, a file (never its folder) or the random rule; `sha256` is of the file, of shards
-    together as `machine.shards.combined` says, or of the tensors' bytes where there is no file. `seed`: what random
-    weights were drawn from.
+    `dictionaries`: by their place in the file, such as "state_dict"; "" is the file itself. `unread`: what stands
+    where tensors could, by its place: what made it. `source` names a hub repository, a file (never its folder) or the
+    random rule; `sha256` is of the file, of shards together as `machine.shards.combined` says, or of the tensors' bytes
+    where there is no file. `seed`: what random weights were drawn from.
     """
 
-    tensors: Mapping[str, torch.Tensor]
+    dictionaries: Mapping[str, Mapping[str, torch.Tensor]]
     source: str
     revision: str | None
     sha256: str
     trained: bool
     seed: int | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Of a checkpoint that holds one dictionary."""
+        (only,) = self.dictionaries.values()
+        return only
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,11 +129,15 @@ class Weights:
     """A model's parameters under their official names, float32, complete and of the right shapes.
 
     Position tables (`pos_embed`, `relative_position_bias_table`) are the checkpoint's until `models.resize` makes them
-    a resolution's. `choices`: sentences on what was taken of a file that leaves a choice.
+    a resolution's. `embed_grid`: rows and columns of `pos_embed`. `window`: those of the windows that the file was
+    trained with, where it says so, as bias tables do. `choices`: sentences on what was taken of a file that leaves a
+    choice.
     """
 
     tensors: Mapping[str, torch.Tensor]
     classes: int
+    embed_grid: tuple[int, int] | None = None
+    window: tuple[int, int] | None = None
     choices: tuple[str, ...] = ()
 
 

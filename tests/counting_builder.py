@@ -42,5 +42,5 @@ def build_many(folder: Path, number: int, start: Event) -> None:
     start.wait()
     for index in range(20):
         onnx = folder / f"model-{index}.onnx"
-        plan = cache.build(CountingBuilder(), onnx, onnx, spec, folder / f"out-{number}-{index}.slow", folder / "cache")
+        plan = cache.build(CountingBuilder(), [onnx], spec, folder / f"out-{number}-{index}.slow", folder / "cache")
         assert plan.files[0].read_bytes().startswith(onnx.read_bytes())

@@ -74,4 +74,4 @@ def _load(files: list[tuple[str, str]], revision: str | None = None, weights: st
 
 
 def _random() -> Checkpoint:
-    return Checkpoint(tensors={}, source="random", revision=None, sha256="", trained=False)
+    return Checkpoint(dictionaries={"": {}}, source="random", revision=None, sha256="", trained=False)

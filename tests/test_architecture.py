@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "ropevit_export"
 # Each row may import the rows above it; a stage may not import another stage: they meet in the pipeline.
 RANKS: tuple[tuple[str, ...], ...] = (
     ("errors.py",),
-    ("formats.py", "cubic.py"),
+    ("formats.py", "kernels.py"),
     ("values.py",),
     ("machine/",),
     ("models/spec.py",),

@@ -209,6 +209,16 @@ def test_the_plain_export_of_complex_numbers_is_a_sentence(case: Callable[..., C
         export_plain(model, each.images[:1], tmp_path / "plain.onnx", ["logits"])
 
 
+def test_a_plain_export_in_half_takes_the_float32_images_that_all_contenders_take(case: Callable[..., Case]) -> None:
+    each = case("rope_axial_deit_small", "64")
+    model = reference.build(each.spec, each.sized, each.resolution, outputs_of(each.spec, "logits"))
+    half = reference.rounded(model, "fp16")
+    runner = bench._plain("onnxruntime", half, "fp16", each.images[:1], ["logits"])
+    theirs = each.theirs[:1]
+    error = np.linalg.norm(runner.run({"image": each.images[:1]})["logits"] - theirs) / np.linalg.norm(theirs)
+    assert 1e-5 < error < 5e-3  # float16, and not float32
+
+
 def test_on_engines_the_plain_export_is_built_into_one(
     case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,7 +311,7 @@ def test_a_bundle_is_timed_and_written_down(bundle: Path, tmp_path: Path, capsys
     assert len(timing["milliseconds"]) == 3
     assert 0 < timing["p50_ms"] <= timing["p99_ms"]
     assert timing["ratio"] == 1.0
-    assert timing["runtime"].endswith("float32, model-32.onnx")
+    assert timing["runtime"].endswith("float32, model-32.onnxruntime.onnx")
     assert timing["transfers"] == "none"
     assert printed["gpus_under_load"] == []
     assert printed["machine"]["cores"] >= 1
@@ -311,7 +321,7 @@ def test_a_bundle_is_timed_and_written_down(bundle: Path, tmp_path: Path, capsys
     ("arguments", "sentence"),
     [
         (("--res", "64"), "small: no graph for 64x64: the bundle serves 32x32"),
-        (("--batch", "2"), "small: a batch of 2 was given, model-32.onnx takes 1"),
+        (("--batch", "2"), "small: a batch of 2 was given, model-32.onnxruntime.onnx takes 1"),
     ],
 )
 def test_what_a_contender_cannot_run_is_its_own_sentence(

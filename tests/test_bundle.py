@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 from safetensors.numpy import load_file
 
 from ropevit_export.bundle import golden, lock, manifest, staging
@@ -299,7 +300,7 @@ def test_a_truncated_manifest_is_an_error(tmp_path: Path) -> None:
 
 def test_the_golden_file_is_plain_safetensors(tmp_path: Path) -> None:
     image, expected = np.zeros((2, 4, 4, 3), np.uint8), np.ones((2, 5), np.float32)
-    golden.write(tmp_path / "golden", image, {"logits": expected})
+    golden.write(tmp_path / "golden", image, {"logits": expected}, {})
     assert {name: each.shape for name, each in load_file(tmp_path / "golden").items()} == {
         "image": (2, 4, 4, 3),
         "expected": (2, 5),
@@ -307,3 +308,11 @@ def test_the_golden_file_is_plain_safetensors(tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes((tmp_path / "golden").read_bytes()[:50])
     with pytest.raises(BundleError, match="is not a golden file"):
         golden.read(tmp_path / "cut", ["logits"])
+
+
+def test_every_field_of_the_manifest_is_described() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "bundle.md").read_text(encoding="utf-8")
+    models = [each for each in vars(manifest).values() if isinstance(each, type) and issubclass(each, BaseModel)]
+    fields = {name for model in models for name in model.model_fields}
+    assert {"schema_version", "prefix", "crop_mode", "targets"} < fields
+    assert sorted(name for name in fields if f"`{name}`" not in page) == []

@@ -23,7 +23,8 @@ from tests.conftest import golden_of
 from tests.fake_gpu import CALLS, Answers, Profile
 
 Run = Callable[..., tuple[int, str, str]]
-BOTH = ["model-dynamic.onnx", "model-dynamic.xml"]
+GRAPHS = ["model-dynamic.onnx", "model-dynamic.onnxruntime.onnx"]
+ALL = [*GRAPHS, "model-dynamic.xml"]
 GOLDEN = golden.name(Resolution.parse("48"))
 NO_GPU = "no GPU can be used: cudaFree: CUDA driver version is insufficient (CUDA error 35): is there an NVIDIA driver?"
 
@@ -99,17 +100,17 @@ def change(path: Path, write: Callable[[Path], object]) -> None:
 def expect_more(path: Path) -> None:
     """Of the reference, in a golden file: larger logits than PyTorch's."""
     images, expected = golden_of(path)
-    golden.write(path, images, {"logits": expected + np.float32(1)})
+    golden.write(path, images, {"logits": expected + np.float32(1)}, {})
 
 
 def test_ir_is_run_beside_its_graph(bundle: Path, run: Run) -> None:
     code, out, err = run(bundle)
     assert (code, err) == (0, "")
-    assert out.splitlines()[-1].endswith("16 of 16 comparisons within tolerance, 2 of 2 artifacts run here")
+    assert out.splitlines()[-1].endswith("28 of 28 comparisons within tolerance, 3 of 3 artifacts run here")
     code, out, _ = run(bundle, "--json")
-    assert artifacts(out) == BOTH
+    assert artifacts(out) == ALL
     assert json.loads(out)["not_run"] == []
-    of_ir = [row for row in rows(out) if row["artifact"] == BOTH[1]]
+    of_ir = [row for row in rows(out) if row["artifact"] == ALL[-1]]
     assert {row["runtime"].split(" ")[0] for row in of_ir} == {"OpenVINO"}
     assert [(row["resolution"], row["batch"]) for row in of_ir] == [
         ([32, 32], 1), ([32, 32], 3), ([48, 48], 1), ([48, 48], 3)
@@ -123,17 +124,17 @@ def test_another_expected_answer_fails_all_that_were_run(copy: Path, run: Run) -
     assert code == 3
     failed = [line for line in out.splitlines() if "OUT OF tolerance" in line]
     assert {line.split(":")[0] for line in failed} == {
-        f"{name} at 48, batch {n}, logits" for name in BOTH for n in (1, 3)
+        f"{name} at 48, batch {n}, logits" for name in ALL for n in (1, 3)
     }
     assert err == f"error: {failed[0]}\n"
-    assert len(out.splitlines()) == 16  # and no summary
+    assert len(out.splitlines()) == 28  # and no summary
     code, out, _ = run(copy, "--backend", "openvino", "--json")
-    assert (code, artifacts(out)) == (3, BOTH[1:])
+    assert (code, artifacts(out)) == (3, ALL[-1:])
     assert [row["passed"] for row in rows(out)] == [True, True, False, False]
 
 
 def test_ir_of_other_weights_than_its_graph_fails_alone(copy: Path, run: Run) -> None:
-    tensors = [numpy_helper.to_array(each) for each in onnx.load(copy / BOTH[0]).graph.initializer]
+    tensors = [numpy_helper.to_array(each) for each in onnx.load(copy / ALL[0]).graph.initializer]
     largest = max((each for each in tensors if each.dtype == np.float16), key=lambda each: each.size)
 
     def negate(path: Path) -> None:
@@ -144,7 +145,7 @@ def test_ir_of_other_weights_than_its_graph_fails_alone(copy: Path, run: Run) ->
     change(copy / "model-dynamic.bin", negate)
     code, out, err = run(copy, "--json")
     assert code == 3
-    assert {row["artifact"]: row["passed"] for row in rows(out)} == dict(zip(BOTH, (True, False), strict=True))
+    assert {row["artifact"]: row["passed"] for row in rows(out)} == dict(zip(ALL, (True, True, False), strict=True))
     assert err.startswith("error: model-dynamic.xml at 32, batch 1, logits: ")
 
 
@@ -155,7 +156,7 @@ def test_ir_without_openvino_is_left_out_by_a_sentence(bundle: Path, run: Run, m
     sentence = "model-dynamic.xml: not run here: OpenVINO can't be imported"
     assert out.splitlines()[-2].startswith(sentence)
     assert out.splitlines()[-2].endswith("pip install 'ropevit-export[openvino]'")
-    assert out.splitlines()[-1].endswith("12 of 12 comparisons within tolerance, 1 of 2 artifacts run here")
+    assert out.splitlines()[-1].endswith("24 of 24 comparisons within tolerance, 2 of 3 artifacts run here")
     code, out, err = run(bundle, "--backend", "openvino")
     assert code == 1
     assert err.startswith(f"error: {sentence}")
@@ -166,7 +167,7 @@ def test_an_engine_is_run_where_its_gpu_is(on_gpu: Callable[..., Path], run: Run
     folder = on_gpu()
     code, out, _ = run(folder)
     assert code == 0
-    assert out.splitlines()[-1].endswith("18 of 18 comparisons within tolerance, 3 of 3 artifacts run here")
+    assert out.splitlines()[-1].endswith("30 of 30 comparisons within tolerance, 4 of 4 artifacts run here")
     code, out, _ = run(folder, "--backend", "tensorrt-rtx", "--json")
     assert (code, artifacts(out)) == (0, ["model.engine"])
     assert [(row["resolution"], row["batch"]) for row in rows(out)] == [([48, 48], 1), ([48, 48], 3)]
@@ -197,9 +198,9 @@ def test_without_a_gpu_an_engine_is_left_out_unless_it_was_asked_for(on_gpu: Cal
     code, out, err = run(folder)
     assert (code, err) == (0, "")
     assert out.splitlines()[-2] == f"model.engine: not run here: {NO_GPU}"
-    assert out.splitlines()[-1].endswith("16 of 16 comparisons within tolerance, 2 of 3 artifacts run here")
+    assert out.splitlines()[-1].endswith("28 of 28 comparisons within tolerance, 3 of 4 artifacts run here")
     code, out, _ = run(folder, "--json")
-    assert (code, artifacts(out)) == (0, BOTH)
+    assert (code, artifacts(out)) == (0, ALL)
     assert json.loads(out)["not_run"] == [{"artifact": "model.engine", "reason": NO_GPU}]
     code, out, err = run(folder, "--backend", "tensorrt-rtx", "--json")
     assert (code, err) == (1, f"error: model.engine: not run here: {NO_GPU}\n")
@@ -235,15 +236,10 @@ def test_without_ir_a_backend_runs_the_graphs_that_are_for_it(
 ) -> None:
     for path in (*copy.glob("*.xml*"), *copy.glob("*.bin")):
         path.unlink()
-    listed, second = manifest.read(copy), "model-dynamic.onnxruntime.onnx"
-    graph = listed.artifacts[0]
-    shutil.copy(copy / graph.path, copy / second)
-    in_both = (graph, graph.model_copy(update={"path": second, "form": "onnxruntime"}))
-    parity = [each for each in listed.parity if each.artifact == graph.path]
-    parity += [each.model_copy(update={"artifact": second}) for each in parity]
-    listed.model_copy(update={"artifacts": in_both, "parity": tuple(parity)}).write(copy)
+    listed = manifest.read(copy)
+    listed.model_copy(update={"artifacts": tuple(each for each in listed.artifacts if each.kind == "onnx")}).write(copy)
     code, out, _ = run(copy, "--backend", backend, "--json")
-    assert (code, artifacts(out)) == (0, [graph.path, second][:forms])
+    assert (code, artifacts(out)) == (0, GRAPHS[:forms])
     assert {row["runtime"].startswith(runtime) for row in rows(out)} == {True}
     assert {tuple(row["resolution"]) for row in rows(out)} == {(32, 32), (48, 48), (24, 36)}  # nobody named the last
 

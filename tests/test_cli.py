@@ -20,7 +20,7 @@ from ropevit_export import cli
 from ropevit_export.cli import export, terminal
 from ropevit_export.machine.process import Interrupted, interrupt
 from ropevit_export.models.initial import random_checkpoint
-from ropevit_export.models.zoo import EXAMPLES, MODELS, find_model
+from ropevit_export.models.zoo import EVA02, EXAMPLES, MODELS, find_model
 from ropevit_export.parity import tolerance
 from tests.conftest import SMALL
 from tests.rows import command_line
@@ -97,6 +97,21 @@ def test_help_and_models_say_all(run: Run) -> None:
     assert len(out.splitlines()) == len(listed)
     code, out, _ = run("models", "--json")
     assert [row["name"] for row in json.loads(out)] == listed
+
+
+def test_models_are_listed_by_family_or_one_by_one(run: Run) -> None:
+    code, out, _ = run("models", "--family", "eva")
+    assert (code, [line.split()[0] for line in out.splitlines()]) == (0, ["EVA-02"] * len(EVA02))
+    code, out, _ = run("models", "vit_pe_core_small_patch16_384")
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (code, lines["licence"], lines["pooled"]) == (0, "apache-2.0", "map (can: token, avg, map)")
+    assert lines["size"] == "384x384, any multiple of 16"
+    code, out, err = run("models", "--family", "resnet")
+    assert (code, out) == (2, "")
+    assert_one_line(err, "no family has 'resnet' in its name")
+    code, out, err = run("models", "dinov3_small", "--family", "dino")
+    assert (code, out) == (2, "")
+    assert_one_line(err, "leave one out")
 
 
 def test_without_a_hub_the_bundle_is_random_and_says_so(run: Run, tmp_path: Path) -> None:
@@ -266,7 +281,7 @@ def test_check_accepts_a_moved_bundle(run: Run, bundle: Path, tmp_path: Path) ->
     code, out, err = run("check", copy)
     assert (code, err) == (0, "")
     assert out.splitlines()[-1].endswith(
-        "every file as listed, 1 of 1 comparisons within tolerance, 1 of 1 artifacts run here"
+        "every file as listed, 2 of 2 comparisons within tolerance, 2 of 2 artifacts run here"
     )
     code, out, _ = run("check", copy, "--json")
     assert json.loads(out)["parity"][0]["passed"] is True
@@ -308,17 +323,18 @@ def test_check_runs_the_graph(run: Run, bundle: Path, monkeypatch: pytest.Monkey
 def test_one_dynamic_graph_is_checked_at_a_size_that_nobody_named(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("--model", "shallow_rope_axial_deit_small", "--res", "32x48,48", "--rope", "dynamic", *SEEDED)
     listed = json.loads(out)
-    (artifact,) = listed["artifacts"]
     assert code == 0
     assert listed["rope"] == "dynamic"
-    assert artifact["dynamic"] == {"max": [48, 48], "multiple": 16, "patch": 16, "prefix": 1}
-    assert artifact["resolutions"] == [[32, 48], [48, 48]]
-    assert artifact["inputs"][0]["shape"] == [1, 3, "height", "width"]
-    assert [(each["resolution"], each["passed"]) for each in listed["parity"]] == [
-        ([32, 48], True),
-        ([48, 48], True),
-        ([16, 32], True),
-    ]
+    for artifact in listed["artifacts"]:
+        assert artifact["dynamic"] == {"max": [48, 48], "multiple": 16, "patch": 16, "prefix": 1}
+        assert artifact["resolutions"] == [[32, 48], [48, 48]]
+        assert artifact["inputs"][0]["shape"] == [1, 3, "height", "width"]
+        own = [each for each in listed["parity"] if each["artifact"] == artifact["path"]]
+        assert [(each["resolution"], each["passed"]) for each in own] == [
+            ([32, 48], True),
+            ([48, 48], True),
+            ([16, 32], True),
+        ]
     assert run("check", "out")[0] == 0
 
 
@@ -326,9 +342,10 @@ def test_a_graph_with_position_inputs_says_what_they_are(run: Run, tmp_path: Pat
     options = ("--res", "32x64", "--rope", "inputs", "--batch", "1:2:4")
     code, out, _ = run("--model", "shallow_rope_mixed_ape_deit_small", *options, *SEEDED)
     listed = json.loads(out)
-    (artifact,) = listed["artifacts"]
+    artifact, fast = listed["artifacts"]
     assert code == 0
     assert listed["rope"] == "inputs"
+    assert (fast["form"], fast["inputs"]) == ("onnxruntime", artifact["inputs"])
     assert artifact["dynamic"] == {"max": [32, 64], "multiple": 16, "patch": 16, "prefix": 1}
     assert [(each["name"], each["dtype"], each["shape"]) for each in artifact["inputs"]] == [
         ("image", "float32", ["batch", 3, "height", "width"]),
@@ -358,9 +375,11 @@ def test_several_sizes_make_one_bundle(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("--model", "shallow_swin_rope_mixed_tiny", *options, *SEEDED)
     listed = json.loads(out)
     assert code == 0
-    assert [each["resolutions"] for each in listed["artifacts"]] == [[[32, 32]], [[32, 64]]]
-    assert [each["outputs"][0]["shape"] for each in listed["artifacts"]] == [[1, 1, 768], [1, 2, 768]]
-    assert [each["resolution"] for each in listed["parity"]] == [[32, 32], [32, 64]]
+    graphs = [each for each in listed["artifacts"] if each["form"] == "portable"]
+    assert [each["resolutions"] for each in graphs] == [[[32, 32]], [[32, 64]]]
+    assert [each["outputs"][0]["shape"] for each in graphs] == [[1, 1, 768], [1, 2, 768]]
+    paths = [each["path"] for each in graphs]
+    assert [each["resolution"] for each in listed["parity"] if each["artifact"] in paths] == [[32, 32], [32, 64]]
     drawn = random_checkpoint(find_model("shallow_swin_rope_mixed_tiny"), 0)
     weights = sum(tensor.numel() * 4 for tensor in drawn.tensors.values())
     assert (tmp_path / "out" / "weights.data").stat().st_size < 1.05 * weights

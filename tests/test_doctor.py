@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -57,8 +59,8 @@ def test_for_people_it_is_two_tables(monkeypatch: pytest.MonkeyPatch, capsys: py
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "its process was killed by SIGSEGV"),
-        ("import os; print('[1, 2]', flush=True); os._exit(3)", "its process ended with exit code 3"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "its process ended by SIGSEGV"),
+        ("import os; print('[1, 2]', flush=True); os._exit(3)", "its process ended with exit code 3: [1, 2]"),
         (
             "raise ImportError('libx.so: no such file')",
             "OpenVINO can't be imported (libx.so: no such file): pip install",
@@ -68,7 +70,7 @@ def test_for_people_it_is_two_tables(monkeypatch: pytest.MonkeyPatch, capsys: py
 )
 def test_a_broken_library_is_a_row_of_its_own(package: Path, code: str, sentence: str) -> None:
     (package / "openvino.py").write_text(code)
-    broken, whole = (doctor.tried("runs", name) for name in ("openvino", "onnxruntime"))
+    broken, whole = doctor.tried([("runs", name) for name in ("openvino", "onnxruntime")])
     assert not broken.usable
     assert sentence in broken.says
     assert whole.usable
@@ -77,7 +79,25 @@ def test_a_broken_library_is_a_row_of_its_own(package: Path, code: str, sentence
 def test_a_library_that_hangs_is_given_up(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "openvino.py").write_text("import time; time.sleep(60)")
     monkeypatch.setattr(doctor, "_SECONDS", 2)
-    assert doctor.tried("runs", "openvino").says == "gave no answer in 2 s."
+    (found,) = doctor.tried([("runs", "openvino")])
+    assert (found.usable, found.says) == (False, "gave no answer in 2 s.")
+
+
+def test_an_interruption_ends_what_is_being_tried(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = package / "pid"
+    code = f"import os, pathlib, time; pathlib.Path({str(process)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    (package / "openvino.py").write_text(code)
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+
+    def interrupt(stage: str) -> None:
+        while not (process.is_file() and process.read_text()):
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        doctor.tried([("runs", "onnxruntime"), ("runs", "openvino")], interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(process.read_text()), 0)
 
 
 def test_where_nothing_can_be_exported_everything_is_said_and_the_exit_code_is_1(

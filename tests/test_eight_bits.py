@@ -48,10 +48,11 @@ def test_the_manifest_names_the_forms_and_what_they_compute_in(bundle: Path) -> 
         own = each["form"] == "onnxruntime"
         # At 48, 145 tokens a block but the last: their scores are in 8 bits, and their values a product of its own.
         scores = 3 if own and each["resolutions"] == [[48, 48]] else 0
-        # Four layers a block and the query of the last: all but patches, attention and head. On a CPU v is one of its
-        # own, and keys of the last block are.
-        assert counts[bundle.name] == (5 * 4 + 1 if own else 4 * 4 + 1) + scores
-        assert counts["fp32" if own else "fp16"] == 2 + (scores if own else 2 * 4)
+        # Four layers a block and the query of the last: all but patches, attention and head. On a CPU q, k and v are of
+        # their own.
+        assert counts[bundle.name] == (6 * 4 if own else 4 * 4 + 1) + scores
+        # What else attention multiplies: one operator, or with 8-bit scores its values, or both products.
+        assert counts["fp32" if own else "fp16"] == 2 + (4 if own else 2 * 4)
     assert "8-bit ranges: 64 images of the packaged digits" in (bundle / "report.md").read_text()
 
 
@@ -111,8 +112,8 @@ def test_calibration_takes_a_folders_images_spread_evenly(tmp_path: Path) -> Non
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "a.png").write_bytes(PHOTOS[0].read_bytes()[:100])
-    with pytest.raises(InputError, match=r"a.png can't be read as an image"):
-        calibration.pictures(str(broken))[0]()
+    with pytest.raises(InputError, match=r"1 of 1 pictures of --calib .*broken can't be read, such as .*a.png: "):
+        calibration.pictures(str(broken))
 
 
 def test_targets_are_those_that_have_the_precision() -> None:

@@ -246,7 +246,11 @@ def test_a_tensorrt_engine_in_a_bundle_is_listed_with_how_it_was_built_and_compa
     assert engine.options == {"workspace": 64}
     assert "a second build can differ" in str(engine.remark)
     assert {each.format: each.products for each in engine.census} == {"fp32": 1}
-    assert [each.artifact for each in written.parity] == ["model-32.onnx", "model-32.engine"]
+    assert [each.artifact for each in written.parity] == [
+        "model-32.onnx",
+        "model-32.onnxruntime.onnx",
+        "model-32.engine",
+    ]
     assert written.parity[-1].runtime == "stand-in for model-32.engine"
 
 
@@ -317,11 +321,11 @@ def graph(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_the_cache_gives_what_was_built_from_the_same_bytes(graph: tuple[Path, Path], tmp_path: Path) -> None:
-    onnx, weights = graph
+    _, weights = graph
     maker, kept = CountingBuilder(), tmp_path / "cache"
 
     def build(name: str, wanted: EngineSpec) -> Plan:
-        return cache.build(maker, onnx, weights, wanted, tmp_path / name, kept)
+        return cache.build(maker, graph, wanted, tmp_path / name, kept)
 
     first = build("a.slow", spec())
     second = build("b.slow", spec())
@@ -342,13 +346,13 @@ def test_the_cache_gives_what_was_built_from_the_same_bytes(graph: tuple[Path, P
 
 def test_a_damaged_entry_is_built_again(graph: tuple[Path, Path], tmp_path: Path) -> None:
     maker, kept = CountingBuilder(), tmp_path / "cache"
-    cache.build(maker, *graph, spec(), tmp_path / "a.slow", kept)
+    cache.build(maker, graph, spec(), tmp_path / "a.slow", kept)
     (entry,) = kept.iterdir()
     (entry / "engine.part").write_bytes(b"trap")
-    cache.build(maker, *graph, spec(), tmp_path / "a.slow", kept)
+    cache.build(maker, graph, spec(), tmp_path / "a.slow", kept)
     assert maker.built == 2
     assert (tmp_path / "a.part").read_bytes() == b"part"
-    cache.build(maker, *graph, spec(), tmp_path / "a.slow", kept)
+    cache.build(maker, graph, spec(), tmp_path / "a.slow", kept)
     assert maker.built == 2
 
 

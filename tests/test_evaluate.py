@@ -123,7 +123,8 @@ def test_a_broken_image_is_named(digits: Path, folder: Path, run: Run) -> None:
     first.write_bytes(b"not an image")
     code, _, err = run("eval", digits, "--data", folder, "-q", "--res", "32")
     assert code == 1
-    assert f"{first.name} can't be read as an image" in err
+    assert "error: 1 of 360 pictures of --data" in err
+    assert f"{first.name}'. Replace them, or leave them out with --skip-unreadable." in err
 
 
 def test_features_have_no_accuracy(run: Run, tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def test_a_right_graph_has_no_jump(model: str, options: tuple[str, ...], blocks:
     assert cli.run(["--model", model, *OPTIONS, *options, "--out", str(tmp_path / "b")]) == 0
     for each in by_layer(tmp_path / "b"):
         assert each.jump is None, each.sentence()
-        values = 2 if "fp16" in options else 4  # norms are behind their products
+        # norms are behind their products, but in the form for ONNX Runtime
+        values = 2 if "fp16" in options and "onnxruntime" not in each.artifact else 4
         assert len(each.errors) == values * blocks
         assert all(0 < layer.error < 0.1 for layer in each.errors)
 
@@ -91,8 +92,7 @@ def test_a_planted_fault_is_named(
     capsys.readouterr()
     assert cli.run(["check", str(tmp_path / "b"), "--by-layer", "--json"]) == 3
     out, err = capsys.readouterr()
-    (graph,) = json.loads(out)["graphs"]
-    assert graph["jump"]["place"] == place
+    assert {graph["jump"]["place"] for graph in json.loads(out)["graphs"]} == {place}
     assert f"at {place}" in err
     assert cli.run(["check", str(tmp_path / "b")]) == 1  # the hashes alone say that something is wrong
     assert "weights.data has SHA-256" in capsys.readouterr().err

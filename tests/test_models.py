@@ -20,7 +20,8 @@ LOGITS = np.load(GOLDEN / "logits.npz")
 def official_weights(name: str) -> Weights:
     tensors = {key: torch.from_numpy(value) for key, value in fill.state_dict(name).items()}
     return adopt(
-        find_model(name), Checkpoint(tensors=tensors, source="golden", revision=None, sha256="0" * 64, trained=True)
+        find_model(name),
+        Checkpoint(dictionaries={"": tensors}, source="golden", revision=None, sha256="0" * 64, trained=True),
     )
 
 
@@ -80,7 +81,8 @@ def test_non_square_swin_windows_follow_both_sides() -> None:
 def test_a_resized_embedding_is_not_antialiased() -> None:
     spec, resolution = find_model("deit_small"), Resolution(height=112, width=160)
     embed = torch.randn(1, 196, 384, generator=torch.Generator().manual_seed(0))
-    ours = resize(spec, Weights(tensors={"pos_embed": embed}, classes=1000), resolution).tensors["pos_embed"]
+    weights = Weights(tensors={"pos_embed": embed}, classes=1000, embed_grid=(14, 14))
+    ours = resize(spec, weights, resolution).tensors["pos_embed"]
     image = embed.reshape(1, 14, 14, 384).permute(0, 3, 1, 2)
     theirs, antialiased = (
         torch.nn.functional.interpolate(image, size=(7, 10), mode="bicubic", antialias=antialias)

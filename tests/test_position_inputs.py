@@ -14,15 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
-from ropevit_export import cli, cubic
-from ropevit_export.bundle import positions
+from ropevit_export import cli, kernels
+from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BundleError
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import find_model
 from ropevit_export.rope import inputs
 from ropevit_export.rope.tables import block_factors
-from ropevit_export.runtime import load
+from ropevit_export.runtime import host_inputs, load
 from ropevit_export.values import Resolution, Weights
 from tests.conftest import frequencies_of, tables_of
 
@@ -30,7 +31,7 @@ LIMIT = Resolution(height=320, width=448)
 RNG = np.random.default_rng(0)
 FREQS = torch.from_numpy(RNG.standard_normal((2, 12, 6 * 32)).astype(np.float32))
 WEIGHTS = Weights(tensors={"freqs": FREQS}, classes=0)
-EMBED = RNG.standard_normal((1, 14 * 14, 384)).astype(np.float32)
+EMBED = RNG.standard_normal((14, 14, 384)).astype(np.float32)
 
 
 def parts_of(spec: ModelSpec) -> dict[str, np.ndarray]:
@@ -53,19 +54,19 @@ def test_filled_tables_are_those_of_the_grid(model: str, tables: int, size: str)
             np.testing.assert_allclose(filled[name][index], theirs[index][kind], atol=3e-7)
 
 
-@given(rows=st.integers(1, 40), columns=st.integers(1, 40))
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), grid=st.sampled_from([(14, 14), (7, 28)]))
 @settings(deadline=None, max_examples=25)
-def test_the_embedding_is_resized_as_torch_does(rows: int, columns: int) -> None:
-    parts = inputs.parts([], EMBED, by_extent=False)
-    ours = inputs.fill(parts, rows, columns, 1)["pos_embed"]
-    image = torch.from_numpy(EMBED).reshape(1, 14, 14, 384).permute(0, 3, 1, 2)
+def test_the_embedding_is_resized_as_torch_does(rows: int, columns: int, grid: tuple[int, int]) -> None:
+    embed = EMBED.reshape(*grid, 384)
+    ours = inputs.fill(inputs.parts([], embed, by_extent=False), rows, columns, 1)["pos_embed"]
+    image = torch.from_numpy(embed)[None].permute(0, 3, 1, 2)
     theirs = torch.nn.functional.interpolate(image.double(), size=(rows, columns), mode="bicubic")
     np.testing.assert_allclose(ours, theirs[0].flatten(1).T, atol=1e-6)
 
 
 def test_an_embedding_of_the_grid_itself_is_untouched() -> None:
     parts = inputs.parts([], EMBED, by_extent=False)
-    assert np.array_equal(inputs.fill(parts, 14, 14, 1)["pos_embed"], EMBED[0])
+    assert np.array_equal(inputs.fill(parts, 14, 14, 1)["pos_embed"], EMBED.reshape(-1, 384))
 
 
 @pytest.mark.parametrize("model", ["rope_axial_deit_small", "rope_mixed_deit_small"])
@@ -96,6 +97,8 @@ def tensors(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     (length,) = struct.unpack("<Q", content[:8])
     found = {}
     for name, entry in json.loads(content[8 : 8 + length]).items():
+        if name.startswith("filled."):  # samples of what a host fills
+            continue
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         assert entry["dtype"] == "F32"
         found[name] = (entry["shape"], list(struct.unpack(f"<{(end - begin) // 4}f", content[begin:end])))
@@ -143,7 +146,7 @@ def kernel(d: float) -> float:
 @pytest.mark.parametrize("size", ["48x112", "16x80"])
 def test_a_host_that_follows_the_page_gets_the_references_answers(bundle: Path, size: str) -> None:
     listed = json.loads((bundle / "manifest.json").read_text())
-    (artifact,) = listed["artifacts"]
+    artifact = listed["artifacts"][0]
     patch, resolution = artifact["dynamic"]["multiple"], Resolution.parse(size)
     golden = tensors(bundle / f"golden-{size}.safetensors")
     image, expected = (np.array(golden[name][1], np.float32).reshape(golden[name][0]) for name in ("image", "expected"))
@@ -151,9 +154,25 @@ def test_a_host_that_follows_the_page_gets_the_references_answers(bundle: Path, 
     host = filled_by_the_page(bundle / tables, resolution.height // patch, resolution.width // patch)
 
     assert [each["name"] for each in artifact["inputs"]] == ["image", *host]
-    session = onnxruntime.InferenceSession(str(bundle / artifact["path"]), providers=["CPUExecutionProvider"])
-    (ours,) = session.run(None, {"image": image[:1], **host})
-    np.testing.assert_allclose(ours, expected[:1], atol=2e-5)
+    for each in listed["artifacts"]:
+        session = onnxruntime.InferenceSession(bundle / each["path"], providers=["CPUExecutionProvider"])
+        (ours,) = session.run(None, {"image": image[:1], **host})
+        np.testing.assert_allclose(ours, expected[:1], atol=2e-5)
+
+
+@pytest.mark.parametrize("size", ["48x112", "16x80"])
+def test_golden_files_hold_rows_of_what_a_host_fills(bundle: Path, size: str) -> None:
+    """To the bit: a host in another language is compared with them."""
+    listed, resolution = manifest.read(bundle), Resolution.parse(size)
+    filled = host_inputs(bundle, listed.artifacts[0])(resolution)
+    golden = load_file(bundle / f"golden-{size}.safetensors")
+    assert {name for name in golden if name.endswith(".at")} == {f"filled.{name}.at" for name in filled}
+    for name, array in filled.items():
+        axis, at = (0 if name == "pos_embed" else 1), golden[f"filled.{name}.at"]
+        assert at[0] == 0
+        assert at[-1] == array.shape[axis] - 1
+        assert np.array_equal(golden[f"filled.{name}"], array.take(at, axis))
+    assert (listed.patch, listed.prefix) == (16, 1)
 
 
 def test_one_loaded_bundle_serves_grids_of_as_many_tokens(bundle: Path) -> None:
@@ -175,5 +194,5 @@ def test_the_cubic_kernel_is_one_for_both_kinds_of_array() -> None:
     a, s = -0.75, distance
     inner, outer = (a + 2) * s**3 - (a + 3) * s**2 + 1, a * s**3 - 5 * a * s**2 + 8 * a * s - 4 * a
     theirs = np.where(s < 1, inner, np.where(s < 2, outer, 0))
-    np.testing.assert_allclose(cubic.weight(distance), theirs, atol=1e-14)
-    assert np.array_equal(cubic.weight(torch.from_numpy(distance)).numpy(), cubic.weight(distance))
+    np.testing.assert_allclose(kernels.cubic(distance), theirs, atol=1e-14)
+    assert np.array_equal(kernels.cubic(torch.from_numpy(distance)).numpy(), kernels.cubic(distance))

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import PIL
 import pytest
 from PIL import Image
 from torchvision import transforms
 
 from ropevit_export import cli
 from ropevit_export.images.preprocess import crop, normalise
+from ropevit_export.models.spec import Transform
 from ropevit_export.models.zoo import find_model
 from ropevit_export.parity.samples import PHOTOS
 from ropevit_export.request import Request
@@ -108,3 +110,25 @@ def test_a_transform_that_cannot_be_is_a_usage_error(
 ) -> None:
     assert cli.run(["--model", "dinov3_small", "--res", "64", option, value]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "height_first"),
+    [((341, 109), "192x48", True), ((128, 96), "64x48", False), ((640, 90), "64x80", True), ((64, 300), "32", False)],
+)
+def test_axes_are_resized_in_the_order_of_pillow_13(shape: tuple[int, int], size: str, height_first: bool) -> None:
+    """Whatever Pillow is installed; what lies between the two is rounded."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    whole = Resolution.parse(size)
+    squash = Transform(mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic", crop=1.0, crop_mode="squash")
+    ours = crop(image, squash, whole)
+    orders = [(whole.width, image.height), (image.width, whole.height)]
+    theirs = [
+        np.asarray(
+            image.resize(first, Image.Resampling.BICUBIC).resize((whole.width, whole.height), Image.Resampling.BICUBIC)
+        )
+        for first in orders
+    ]
+    assert [np.array_equal(ours, each) for each in theirs] == [not height_first, height_first]
+    if int(PIL.__version__.split(".")[0]) >= 13:
+        assert np.array_equal(ours, image.resize((whole.width, whole.height), Image.Resampling.BICUBIC))

@@ -160,7 +160,7 @@ def test_onnxruntime_computes_every_linear_layer_in_8_bits(case: Make, tmp_path:
     assert kinds.count("QLinearConv") == 4 * len(each.spec.blocks)  # q, k, v, fc1
     assert kinds.count("QGemm") == 2 * len(each.spec.blocks)  # proj, fc2
     assert kinds.count("Gemm") == kinds.count("Conv") == 1  # the head, the patches
-    assert kinds.count("Attention") == kinds.count("RotaryEmbedding") - 1 == len(each.spec.blocks)
+    assert kinds.count("MultiHeadAttention") == kinds.count("RotaryEmbedding") - 1 == len(each.spec.blocks)
     assert not {"Softmax", "Split", "MatMul"} & set(kinds)
 
 
@@ -331,7 +331,7 @@ def test_rotation_and_attention_become_one_operator_each(case: Make) -> None:
         assert FuseAttention()(graph).modified
         ir.passes.common.RemoveUnusedNodesPass()(graph)
         kinds = [node.op_type for node in graph.graph]
-        assert (kinds.count("Attention"), kinds.count("RotaryEmbedding")) == (2, 3)
+        assert (kinds.count("MultiHeadAttention"), kinds.count("RotaryEmbedding")) == (2, 3)
         assert not {"Softmax", "Neg", "Split"} & set(kinds)
         np.testing.assert_allclose(infer(graph, each.images[:1]), theirs, atol=1e-5)
         assert not FuseRotation()(graph).modified
@@ -350,9 +350,9 @@ def test_scores_of_many_tokens_are_in_8_bits_some_heads_at_a_time(
     assert both.onnxruntime is not None
     kinds = optimised_kinds(both.onnxruntime.model, tmp_path)
     blocks = len(each.spec.blocks)
-    # The last block has one query: its scores are an Attention with the rest.
+    # The last block has one query: its scores are a MultiHeadAttention with the rest.
     assert kinds.count("MatMulIntegerToFloat") == kinds.count("Softmax") == groups * (blocks - 1)
-    assert kinds.count("Attention") == 1
+    assert kinds.count("MultiHeadAttention") == 1
     ours = [infer(both.onnxruntime.model, image[None]) for image in each.images]
     assert min(cosine(a, b) for a, b in zip(ours, each.theirs, strict=True)) > 0.998
     codes = {node.op_type for node in both.engines.model.graph if "softmax" in (node.name or "")}

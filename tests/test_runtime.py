@@ -97,7 +97,7 @@ def test_what_a_bundle_of_any_size_cannot_take_is_an_error(
     [
         ((1, 64, 64, 3), np.uint8, "no graph for 64x64: the bundle serves 32x48, 48x48"),
         ((1, 48, 32, 3), np.uint8, "no graph for 48x32"),
-        ((4, 48, 48, 3), np.uint8, "a batch of 4 was given, model-48.onnx takes 1 to 3"),
+        ((4, 48, 48, 3), np.uint8, "a batch of 4 was given, model-48.onnxruntime.onnx takes 1 to 3"),
         ((1, 48, 48, 3), np.float32, "needed uint8"),
     ],
 )
@@ -130,3 +130,19 @@ def test_an_engine_serves_the_sizes_of_its_profiles(
 def test_running_a_bundle_needs_no_torch() -> None:
     code = "import sys, ropevit_export.runtime; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_bundle_of_links_runs_as_it_does(bundle: Path, tmp_path: Path, backend: str) -> None:
+    """As huggingface_hub's cache has it: every file a link into ../../blobs."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    blobs, linked = tmp_path / "blobs", tmp_path / "snapshots" / "x"
+    blobs.mkdir()
+    linked.mkdir(parents=True)
+    for number, file in enumerate(sorted(bundle.iterdir())):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (linked / file.name).symlink_to(f"../../blobs/{number}")
+    images = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
+    assert np.array_equal(load(linked, backend).run(images), load(bundle, backend).run(images))
+    assert cli.run(["check", str(linked)]) == 0

@@ -82,8 +82,8 @@ def test_x_and_y_swapped_is_caught(case: Make, model: str, size: str) -> None:
 def test_the_wrong_pair_layout_is_caught(case: Make, model: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     each = case(model, size, deep=True)
 
-    def unordered(tensors: fold.Tensors, name: str, *, heads: int, reorder: bool) -> object:
-        return fold.projections(tensors, name, heads=heads, reorder=False)
+    def unordered(tensors: fold.Tensors, name: str, *, heads: int, reorder: bool, scaled: bool) -> object:
+        return fold.projections(tensors, name, heads=heads, reorder=False, scaled=scaled)
 
     monkeypatch.setattr(attention, "projections", unordered)
     assert verdicts(each, each.deploy()) == {"fp32": False, "fp16": False}

@@ -18,6 +18,7 @@ from ropevit_export import passes
 from ropevit_export.bundle import onnx_file
 from ropevit_export.images.preprocess import normalise
 from ropevit_export.models.spec import INDEX
+from ropevit_export.models.zoo import find_model
 from ropevit_export.parity.samples import pixels
 from ropevit_export.request import Request
 from ropevit_export.rope import inputs
@@ -68,8 +69,9 @@ def test_folded_attention_is_the_plain_one() -> None:
     freqs = torch.randn(2, heads, width // 2, generator=rng)
 
     (cos, sin), *_ = TableBank([Rotation(freqs=freqs.numpy(), coordinates=INDEX).full(grid, 1)])(*grid)
-    ours = Attention(tensors, "", heads=heads, reorder=True, gain=gain, first_only=False)(x, cos, sin)
-    last = Attention(tensors, "", heads=heads, reorder=True, gain=gain, first_only=True)
+    spec = find_model("rope_mixed_deit_small")
+    ours = Attention(spec, tensors, "attn", heads=heads, reorder=True, gain=gain)(x, cos, sin)
+    last = Attention(spec, tensors, "attn", heads=heads, reorder=True, gain=gain, first_only=True)
     first = last(x, cos, sin, query_token=x[:, :1])
 
     qkv = x @ tensors["attn.qkv.weight"].T + tensors["attn.qkv.bias"]
@@ -133,7 +135,7 @@ def exported_for_any_size(case: Case, path: Path, rope: RopeMode = "dynamic", li
 def filled(case: Case, resolution: Resolution) -> dict[str, np.ndarray]:
     """What the host of a graph with position inputs fills at a size."""
     spec = case.spec
-    embed = case.weights.tensors["pos_embed"].numpy() if spec.ape else None
+    embed = case.weights.tensors["pos_embed"].numpy().reshape(14, 14, -1) if spec.ape else None
     parts = inputs.parts(case.factors(LIMIT), embed, by_extent=False)
     return inputs.fill(parts, *spec.grid(resolution), spec.prefix)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ropevit_export.request import EngineSpec
-from ropevit_export.values import Plan, Precision
+from ropevit_export.values import Form, Plan, Precision
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays
@@ -27,12 +27,14 @@ class Builder(Protocol):
     """Builds engines from ONNX files. The constructor raises BackendError where the library or its device is missing.
 
     version      of the library, and of the device where the result depends on it
+    form         of the graphs that it builds from, where a bundle has them
     all_targets  compute capabilities that it can build for
     options      fields of EngineOptions and of EngineSpec that it makes use of
     """
 
     runtime: str
     suffix: str
+    form: Form
     all_targets: tuple[str, ...]
     options: frozenset[str]
 

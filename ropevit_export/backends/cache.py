@@ -27,11 +27,12 @@ log = logging.getLogger("ropevit_export")
 _PLAN = "plan.json"
 
 
-def build(maker: Builder, onnx: Path, weights: Path, spec: EngineSpec, path: Path, cache: Path | None) -> Plan:
-    """`maker.build`, or a copy of what it built from the same bytes. `weights`: the ONNX file's external data."""
+def build(maker: Builder, graph: Sequence[Path], spec: EngineSpec, path: Path, cache: Path | None) -> Plan:
+    """`maker.build`, or a copy of what it built from the same bytes. `graph`: the ONNX file, then its external data."""
+    onnx = graph[0]
     if cache is None:
         return maker.build(onnx, spec, path)
-    entry = cache / _key(maker, spec, (onnx, weights))
+    entry = cache / _key(maker, spec, graph)
     found = _taken(entry, path)
     if found is not None:
         log.info("%s: taken from the build cache", path.name)

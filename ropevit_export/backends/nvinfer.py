@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropevit_export.errors import BackendError
 from ropevit_export.request import EngineSpec
-from ropevit_export.values import Plan, Precision
+from ropevit_export.values import Form, Plan, Precision
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Runner
@@ -29,6 +29,7 @@ class NvinferBuilder:
     runtime: str
     title: str
     suffix: str
+    form: Form = "portable"
     options: frozenset[str]
     has_lean_runtime: bool  # which a version compatible plan then carries, for later releases to run it
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from ropevit_export.errors import BackendError, last_line
 from ropevit_export.formats import EIGHT_BITS, FORMATS
+from ropevit_export.machine.files import without_links
 from ropevit_export.request import EngineSpec
-from ropevit_export.values import Plan, Precision
+from ropevit_export.values import Form, Plan, Precision
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays
@@ -39,9 +40,9 @@ class OpenVino:
         wanted = _COMPUTE[precision]
         try:
             core = openvino.Core()
-            self._compiled: Any = core.compile_model(
-                str(model), device, {"INFERENCE_PRECISION_HINT": wanted, "PERFORMANCE_HINT": "LATENCY"}
-            )
+            hints = {"INFERENCE_PRECISION_HINT": wanted, "PERFORMANCE_HINT": "LATENCY"}
+            with without_links(model) as file:
+                self._compiled: Any = core.compile_model(str(file), device, hints)
             taken = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         except Exception as error:  # RuntimeError of several kinds
             raise BackendError(f"OpenVINO refuses {model.name}: {last_line(error)}") from error
@@ -82,6 +83,7 @@ class OpenVinoBuilder:
 
     runtime = "openvino"
     suffix = ".xml"
+    form: Form = "openvino"
     all_targets: tuple[str, ...] = ()
     options = frozenset({"require_fused_attention"})
 

@@ -15,7 +15,8 @@ from ropevit_export.backends.openvino import OpenVino, OpenVinoBuilder
 from ropevit_export.backends.tensorrt import TensorRt
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.errors import BackendError, UsageError
-from ropevit_export.formats import SIXTEEN_BITS
+from ropevit_export.formats import EIGHT_BITS, SIXTEEN_BITS
+from ropevit_export.values import Form
 
 BUILDERS: dict[str, Callable[[], Builder]] = {
     "tensorrt": TensorRt,
@@ -30,6 +31,8 @@ RUNNERS: dict[str, Callable[..., Runner]] = {
     "openvino": OpenVino,
     **{name: functools.partial(EngineRunner, runtime=name) for name in LIBRARIES},
 }
+# Of graphs that are in several forms, what a backend takes first; ONNX Runtime's 8-bit form is for its CPU kernels.
+FORMS: dict[str, Form] = {"onnxruntime": "onnxruntime", "onnxruntime-cuda": "onnxruntime", "openvino": "openvino"}
 # Backends that run on an NVIDIA GPU, and those of them that run engines instead of ONNX files.
 ON_GPU = (*(name for name, each in PROVIDERS.items() if each.gpu), *LIBRARIES)
 ENGINES = tuple(LIBRARIES)
@@ -43,6 +46,13 @@ def checkers(model: Path, precision: str) -> Iterator[OnnxRuntime | Emulated]:
         yield OnnxRuntime(model, precision=precision)
     if precision in SIXTEEN_BITS:
         yield Emulated(model, precision=precision)
+
+
+def form(backend: str | None, precision: str) -> Form:
+    """The form that a backend is fastest with."""
+    if precision in EIGHT_BITS and backend in ON_GPU:
+        return "portable"
+    return FORMS.get(backend or "", "portable")
 
 
 def runner(backend: str, model: Path, precision: str, **options: Any) -> Runner:

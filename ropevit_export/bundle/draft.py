@@ -43,16 +43,19 @@ class Draft:
         self._files: list[manifest.FileEntry] = []
         self._beside_all: list[manifest.FileEntry] = []  # files that every artifact needs
 
+    def path(self, io: IoSpec, suffix: str) -> Path:
+        """Of a graph's file, or of an engine's."""
+        return self.folder / f"model-{io.rope if io.any_size else io.resolution}{suffix}"
+
     def write_graph(self, graph: Graph, form: Form) -> Path:
-        """The graph as an ONNX file, its weights in the file that all graphs share."""
+        """The graph as an ONNX file, its weights in the file that all graphs share, or in itself."""
         request, io = self.request, graph.io
-        stem = f"model-{io.rope if io.any_size else io.resolution}"
-        path = self.folder / (f"{stem}.onnx" if form == "portable" else f"{stem}.{form}.onnx")
+        path = self.path(io, ".onnx" if form == "portable" else f".{form}.onnx")
         source = {"source": self.checkpoint.source, "sha256": self.checkpoint.sha256}
         source["trained"] = str(self.checkpoint.trained).lower()
         limits = _limits(request, io) if io.any_size else {}
         metadata = onnx_file.metadata(request.model, request.rope, request.preprocess, source)
-        onnx_file.write(graph, path, self.weights, metadata | limits)
+        onnx_file.write(graph, path, None if request.single_file else self.weights, metadata | limits)
         return path
 
     def add_graph(
@@ -79,12 +82,16 @@ class Draft:
         )
         return self.artifacts[-1]
 
-    def write_layers(self, onnx: Path, suffix: str, plan: Plan) -> Path:
+    def write_layers(self, engine: Path, plan: Plan) -> Path:
         """The builder's own report of an engine, beside it."""
-        path = onnx.with_suffix(f"{suffix}.layers.json")
+        path = engine.with_name(f"{engine.name}.layers.json")
         content = {"built_with": plan.built_with, "layers": plan.layers}
         path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
         return path
+
+    def graph_files(self, onnx: Path) -> list[Path]:
+        """What an engine is built from: the ONNX file, and its weights where they lie beside it."""
+        return [onnx, *([] if self.request.single_file else [self.weights.path])]
 
     def add_engine(
         self, source: manifest.ArtifactEntry, spec: EngineSpec, plan: Plan, layers: Path, counts: Counts
@@ -108,9 +115,9 @@ class Draft:
             )
         )
 
-    def add_golden(self, size: Resolution, images: Array, expected: Arrays) -> None:
+    def add_golden(self, size: Resolution, images: Array, expected: Arrays, host: Arrays) -> None:
         path = self.folder / golden.name(size)
-        golden.write(path, images, expected)
+        golden.write(path, images, expected, host)
         self._files.append(_file("golden", path))
 
     def add_positions(self, parts: Arrays) -> None:
@@ -150,6 +157,8 @@ class Draft:
             "rope": request.rope,
             "output": request.output or request.default_output,
             "classes": self.classes,
+            "patch": request.model.patch,
+            "prefix": request.model.prefix,
             "weights": manifest.WeightsEntry(
                 source=checkpoint.source,
                 revision=checkpoint.revision,

@@ -1,5 +1,8 @@
 """The golden file: inputs and the reference's outputs, for programs that have no PyTorch to compare with.
 
+Where the host fills position inputs it also holds some rows of what it must fill: `filled.NAME`, and which tokens or
+patches they are of, `filled.NAME.at`.
+
 A safetensors file: 8 bytes little-endian header length, a JSON header with dtype, shape and offsets, raw tensors.
 """
 
@@ -23,12 +26,21 @@ def name(resolution: Resolution) -> str:
     return f"golden-{resolution}.safetensors"
 
 
-def write(path: Path, images: Array, expected: Arrays) -> None:
-    """`images`: what the graph takes, in its format. `expected`: what the reference answers, sample by sample.
+# How many tokens' rows of a position input are written: whole tables would be larger than the answers.
+_ROWS = 8
+
+
+def write(path: Path, images: Array, expected: Arrays, host: Arrays) -> None:
+    """`images`: what the graph takes, in its format. `expected`: what the reference answers, sample by sample. `host`:
+    what is fed beside the images.
 
     The first output is called `expected`, a further one `expected.NAME`.
     """
     tensors = {key: expected[output] for key, output in _keys(expected).items()} | {"image": images}
+    for name, array in host.items():
+        axis = 0 if array.ndim == 2 else 1  # (patches, W), or (L, tokens, A, P)
+        at = np.unique(np.linspace(0, array.shape[axis] - 1, _ROWS).astype(np.int64))
+        tensors |= {f"filled.{name}": array.take(at, axis), f"filled.{name}.at": at}
     path.write_bytes(numpy.save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)}))
 
 

@@ -21,7 +21,7 @@ from pydantic import (
 
 from ropevit_export.errors import BundleError
 from ropevit_export.models.spec import CropMode, Interpolation
-from ropevit_export.values import Output, Pool, TensorSpec
+from ropevit_export.values import Form, Output, Pool, TensorSpec
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
@@ -142,8 +142,9 @@ class CensusEntry(_Strict):
 
 class ArtifactEntry(_Strict):
     """`targets`: compute capabilities an engine runs on. `options`: how it was built, where not by default. `remark`:
-    why a second build may give other bytes. `files`: what must lie beside it. `form`: of an int8
-    graph there are two, one for engines and OpenVINO and one that ONNX Runtime's CPU provider is fast with.
+    why a second build may give other bytes. `files`: what must lie beside it. `form`: what all
+    runtimes take, or the same numbers in the operators that one runtime is faster with: ONNX Runtime on a CPU, or
+    OpenVINO. A host takes its runtime's own form, and otherwise the portable one, which is always there.
 
     `profiles`: an engine's optimization profiles by index, each for one of `resolutions`; empty for a static engine.
     """
@@ -154,7 +155,7 @@ class ArtifactEntry(_Strict):
     resolutions: tuple[Size, ...]
     batch: BatchEntry
     precision: str
-    form: Literal["portable", "onnxruntime"] = "portable"
+    form: Form = "portable"
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[OutputEntry, ...]
     built_with: str
@@ -199,6 +200,7 @@ class ParityEntry(_Strict):
 class Manifest(_Strict):
     """`output`: what was asked for, such as "logits" or "cls,features:5,11"; artifacts list their outputs by name.
 
+    patch     pixels a patch's side; prefix: tokens before the patches, in `tokens` (manifests of before had neither)
     choices   what was chosen for the user where the request left it open
     notes     what was measured and built on the way
 
@@ -211,6 +213,8 @@ class Manifest(_Strict):
     rope: Literal["baked", "dynamic", "inputs"]
     output: str
     classes: int
+    patch: Extent | None = None
+    prefix: Annotated[int, Field(ge=0)] | None = None
     weights: WeightsEntry
     preprocess: PreprocessEntry
     artifacts: tuple[ArtifactEntry, ...]

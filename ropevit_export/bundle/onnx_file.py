@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
+from ropevit_export.errors import BundleError
 from ropevit_export.models.spec import ModelSpec, Preprocess
 from ropevit_export.values import Graph, RopeMode
 
@@ -52,18 +54,39 @@ class WeightFile:
         )
 
 
-def write(graph: Graph, path: Path, weights: WeightFile, metadata: dict[str, str]) -> None:
-    """Write the graph with its facts in `metadata_props`; its weights go to `weights`, in the same folder."""
+# What a protobuf message may take.
+_LARGEST = 2**31 - 1
+
+
+def check_single(nbytes: int) -> None:
+    """Raise BundleError where weights of so many bytes don't go into one file."""
+    if nbytes >= _LARGEST:
+        raise BundleError(
+            f"weights of {nbytes / 1e9:.2f} GB don't go into an ONNX file, which ends at 2 GB: leave --single-file out."
+        )
+
+
+def write(graph: Graph, path: Path, weights: WeightFile | None, metadata: dict[str, str]) -> None:
+    """Write the graph with its facts in `metadata_props`; its weights go to `weights`, in the same folder, or where
+    there is none into the file itself. Raises BundleError.
+    """
     model = graph.model
+    # torch writes its own newest; older runtimes refuse what they don't know, whether it is used or not.
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    model.ir_version = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
     model.producer_name = "ropevit-export"
     model.producer_version = None
     model.doc_string = None
     model.graph.name = metadata["model"]
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
-    for value in model.graph.initializers.values():
-        if value.const_value is not None and value.const_value.nbytes > _SMALL:
-            value.const_value = weights.add(value.const_value)
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
+    if weights is None:
+        check_single(sum(tensor.nbytes for tensor in tensors.values()))
+    else:
+        for name, tensor in tensors.items():
+            if tensor.nbytes > _SMALL:
+                model.graph.initializers[name].const_value = weights.add(tensor)
     ir.save(model, path)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import torch
 
 from ropevit_export.checkpoint import file, hub
 from ropevit_export.errors import CheckpointError, HubUnreachableError
@@ -27,12 +30,27 @@ def load(request: Request, random: Callable[[], Checkpoint]) -> Checkpoint:
         return file.read(Path(request.weights).expanduser())
     if request.model.packaged is not None:
         return _packaged(request.model, request.model.packaged)
+    if not request.model.hub:
+        raise CheckpointError(f"{request.model.short} has no published weights: give --weights PATH, or random.")
     try:
         return hub.fetch(request.model.hub, request.revision)
     except HubUnreachableError as error:
         if request.weights == "auto":
             return random()
         raise CheckpointError(f"{error} --weights pretrained needs a connection, or give a file.") from error
+
+
+def of_tensors(tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
+    """A module's own `state_dict()`; it is known by its tensors' bytes."""
+    digest = hashlib.sha256()
+    kept = {}
+    for name, tensor in sorted(tensors.items()):
+        kept[name] = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(kept[name].view(torch.uint8).numpy().data if tensor.numel() and tensor.ndim else b"")
+    return Checkpoint(
+        dictionaries={"": kept}, source="state_dict", revision=None, sha256=digest.hexdigest(), trained=True
+    )
 
 
 def _packaged(model: ModelSpec, sha256: str) -> Checkpoint:

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 @click.option("--backend", type=click.Choice(BACKENDS), help="What runs the graphs  [default: as `check` does].")
 @click.option("--res", metavar="N|HxW", help="One size  [default: all that the bundle names].")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only N images, spread over all classes.")
+@click.option("--skip-unreadable", is_flag=True, help="Leave pictures out that can't be read, and count them.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def evaluate(
     bundle: Path, data: str, weights: str | None, backend: str | None, res: str | None, limit: int | None,
-    as_json: bool, quiet: bool,
+    skip_unreadable: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Accuracy of a bundle's graphs beside PyTorch's, on the same images."""
     from rich.console import Console
@@ -47,8 +48,11 @@ def evaluate(
         task = bar.add_task("images")
         rows = evaluating.evaluate(
             bundle, data, weights=weights, backend=backend, resolution=resolution, limit=limit,
+            skip_unreadable=skip_unreadable,
             progress=lambda done, count: bar.update(task, completed=done, total=count),
         )  # fmt: skip
+    if rows and rows[0].unreadable:
+        click.echo(f"{rows[0].unreadable} pictures of --data can't be read and are left out", err=True)
     if as_json:
         click.echo(
             json.dumps({"bundle": str(bundle), "data": data, "accuracy": [dataclasses.asdict(each) for each in rows]})

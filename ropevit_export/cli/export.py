@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ropevit_export.cli import recipes
-from ropevit_export.cli.options import ENGINES, channels, crop, list_of, one, target
+from ropevit_export.cli.options import ENGINES, channels, crop, list_of, one, target, window
 from ropevit_export.cli.terminal import progress_bar, show
 from ropevit_export.errors import UsageError
 from ropevit_export.formats import IO_PRECISIONS, PRECISIONS
@@ -38,6 +38,12 @@ if TYPE_CHECKING:
     help="Official, short or timm name, or a repository of the hub; `ropevit-export models` lists them.",
 )
 @click.option(
+    "--model-args",
+    metavar="A=1[,B=2...]",
+    help="Of --model timm:NAME, any name of timm's class Eva, or Eva itself: arguments of its constructor, such as "
+    "depth=6,embed_dim=192.",
+)
+@click.option(
     "--res",
     multiple=True,
     metavar="N|HxW",
@@ -60,6 +66,18 @@ if TYPE_CHECKING:
     help="auto: cached or hub weights, random ones where no hub can be reached. pretrained: no weights is an error.",
 )
 @click.option(
+    "--weights-key",
+    metavar="NAME",
+    help="Of a file with several dictionaries that fit, such as teacher and student, the one to take.",
+)
+@click.option(
+    "--window",
+    metavar="N|RxC",
+    callback=one(window),
+    help="Swin: tokens a side of its windows, where it was trained with others than size // 32  "
+    "[default: what the file's bias tables say].",
+)
+@click.option(
     "--revision",
     metavar="COMMIT",
     help="The hub's commit to take weights from  [default: the cached one, else the newest].",
@@ -79,6 +97,9 @@ if TYPE_CHECKING:
     help="Of floating-point inputs and outputs: fp32, or the 16-bit format that the graph computes in.",
 )
 @click.option("--calib", metavar="DIR|digits", help="Images of the job, which int8 and fp8 ranges are measured on.")
+@click.option(
+    "--skip-unreadable", is_flag=True, help="Leave pictures of --calib out that can't be read, and count them."
+)
 @click.option(
     "--batch",
     default="1",
@@ -167,6 +188,9 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="The bundle's folder  [default: engines/<short name>-<res>-<precision>].",
 )
+@click.option(
+    "--single-file", is_flag=True, help="Weights in the ONNX file itself, up to 2 GB, instead of one beside the graphs."
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is whole.")
 @click.option(
     "--recipe",
@@ -241,11 +265,16 @@ def _request(options: Mapping[str, Any]) -> Request:
     model, res, engine, sm = (rest.pop(name) for name in ("model", "res", "engine", "sm"))
     if not model:
         raise UsageError("no model: give --model NAME; `ropevit-export models` lists them.")
+    if (arguments := rest.pop("model_args")) is not None:
+        if not model.startswith("timm:"):
+            raise UsageError(f"--model-args is for --model timm:NAME, but the model is {model}: add timm: or leave it.")
+        model = f"{model}:{arguments}"
     changes = {name: rest.pop(name) for name in ("mean", "std", "interpolation")}
     if (cut := rest.pop("crop")) is not None:
         changes |= dict(zip(("crop", "crop_mode"), cut, strict=True))
+    spec = _with_transform(find_model(model), **changes)
     return Request(
-        model=_with_transform(find_model(model), **changes),
+        model=dataclasses.replace(spec, own_window=rest["window"]),
         resolutions=res,
         engines=engine,
         targets=tuple(dict.fromkeys(sm)),
@@ -268,6 +297,8 @@ def _export(options: Mapping[str, Any]) -> None:
         bundle = pipeline.export(
             request, out=options["out"], force=options["force"], cache=options["cache"], progress=progress
         )
+    for choice in bundle.manifest.choices:
+        click.echo(choice, err=True)
     if options["as_json"]:
         click.echo(
             json.dumps({"bundle": str(bundle.path), "remark": bundle.remark, **bundle.manifest.model_dump(mode="json")})
@@ -299,8 +330,6 @@ def _print_summary(bundle: Bundle) -> None:
         batch = str(Dim(**each.batch.model_dump()))
         table.add_row(each.path, sizes, batch, each.precision, f"{size:.1f}", *verdict)
     show(table, 120)
-    for choice in manifest.choices:
-        click.echo(choice)
     if bundle.remark:
         click.echo(bundle.remark)
     click.echo(f"{bundle.path}" + ("" if manifest.weights.trained else f"  {UNTRAINED}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,14 @@ def crop(text: str) -> tuple[float, CropMode]:
         return float(text), "center"
     except ValueError:
         raise UsageError(f"--crop {text!r} is neither squash nor a ratio, such as 0.875.") from None
+
+
+def window(text: str) -> tuple[int, int]:
+    """`7`, or `6x12`: rows and columns of tokens."""
+    found = re.fullmatch(r"([1-9]\d{0,2})(?:[xX]([1-9]\d{0,2}))?", text, re.ASCII)
+    if not found:
+        raise UsageError(f"--window {text!r} is neither N nor RxC, rows and columns of tokens, such as 7 or 6x12.")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def target(text: str) -> str:

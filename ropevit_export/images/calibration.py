@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ropevit_export.errors import InputError
-from ropevit_export.images.files import BUILT_IN, DIGITS_FOLDER, image_files, opened
+from ropevit_export.images.files import BUILT_IN, DIGITS_FOLDER, image_files, opened, readable, unreadable
 from ropevit_export.images.preprocess import crop, normalise
 from ropevit_export.models.spec import Preprocess
 from ropevit_export.values import IoSpec, Resolution
@@ -23,14 +23,20 @@ if TYPE_CHECKING:
 MOST = 64
 
 
-def pictures(calib: str) -> list[Callable[[], Image.Image]]:
+def pictures(calib: str, *, skip_unreadable: bool = False) -> list[Callable[[], Image.Image]]:
     """At most `MOST` images of a folder and the folders in it, spread evenly over their sorted names; or the packaged
-    ones, digits that the packaged model was trained on.
+    ones, digits that the packaged model was trained on. Each is looked at: raises InputError (`files.readable`).
     """
     if calib == BUILT_IN:
         with np.load(DIGITS_FOLDER / "calibration.npz") as file:
             return [lambda image=image: Image.fromarray(image) for image in file["images"]]  # type: ignore[misc]
-    return [lambda path=path: opened(path) for path in _chosen(calib)]  # type: ignore[misc]
+    good = readable(_chosen(calib), f"--calib {calib}", skip=skip_unreadable)
+    return [lambda path=path: opened(path) for path in good]  # type: ignore[misc]
+
+
+def left_out(calib: str | None) -> list[str]:
+    """The names of those that can't be read."""
+    return [] if calib in (None, BUILT_IN) else [path.name for path in unreadable(_chosen(calib or ""))]
 
 
 def sha256(calib: str) -> str:
@@ -49,9 +55,11 @@ def _chosen(calib: str) -> list[Path]:
     return [files[index] for index in np.unique(np.linspace(0, len(files) - 1, min(MOST, len(files))).astype(int))]
 
 
-def feeds(calib: str, io: IoSpec, size: Resolution, host: Arrays, preprocess: Preprocess) -> Iterator[Arrays]:
+def feeds(
+    waiting: Sequence[Callable[[], Image.Image]], io: IoSpec, size: Resolution, host: Arrays, preprocess: Preprocess
+) -> Iterator[Arrays]:
     """What a float32 graph takes, in batches of its smallest; the last is filled up with the first of itself."""
-    batch, waiting = io.batch.min, list(pictures(calib))
+    batch = io.batch.min
     for start in range(0, len(waiting), batch):
         pixels: Array = np.stack([crop(each(), preprocess, size) for each in waiting[start : start + batch]])
         pixels = np.resize(pixels, (batch, *pixels.shape[1:])).astype(np.uint8)

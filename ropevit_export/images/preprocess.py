@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ropevit_export.images.files import rgb
 from ropevit_export.models.spec import Preprocess, Transform
 from ropevit_export.values import Resolution
 
@@ -27,7 +28,7 @@ def crop(image: Image.Image, preprocess: Transform, resolution: Resolution) -> n
     """
     width, height = _resized(image.size, preprocess, resolution)
     resampling = _RESAMPLING[preprocess.interpolation]
-    resized = np.asarray(image.convert("RGB").resize((width, height), resampling))
+    resized = np.asarray(_resize(rgb(image), width, height, resampling))
     top = round((height - resolution.height) / 2.0)
     left = round((width - resolution.width) / 2.0)
     return resized[top : top + resolution.height, left : left + resolution.width]
@@ -42,6 +43,16 @@ def _resized(image: tuple[int, int], preprocess: Transform, resolution: Resoluti
     if cover[0] * width <= cover[1] * height:  # the width decides
         return cover[1], int(cover[1] * height / width)
     return int(cover[0] * width / height), cover[0]
+
+
+def _resize(image: Image.Image, width: int, height: int, resampling: Image.Resampling) -> Image.Image:
+    """As Pillow 13 does: one axis after the other, and the height first where it shrinks more than twice as much.
+
+    What lies between is rounded to 8 bits, so the order shows. Older releases always begin with the width.
+    """
+    tall = image.height - height > max(0, 2 * (image.width - width))
+    first = (image.width, height) if tall else (width, image.height)
+    return image.resize(first, resampling).resize((width, height), resampling)
 
 
 def normalise(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> FloatArray:

@@ -21,7 +21,7 @@ from ropevit_export.passes.places import places
 from ropevit_export.passes.precision import POLICIES
 from ropevit_export.values import Form, Precision
 
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "MultiHeadAttention"})
 _NOT_COMPUTED = frozenset({"Cast", "Constant", "Identity", "Shape", "QuantizeLinear", "DequantizeLinear"})
 _ONNX = {ir.DataType[FORMATS[name].onnx]: name for name in PRECISIONS}
 _ONNX[ir.DataType.UINT8] = "int8"  # its codes, moved by 128
@@ -74,7 +74,7 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
     # these casts into a product.
     io_formats = {_ONNX.get(value.dtype or ir.DataType.UNDEFINED, "") for value in graph.outputs}
     # What 8-bit linear layers leave: patches, attention, the head.
-    rest = precision if precision not in EIGHT_BITS else "fp16" if form == "portable" else "fp32"
+    rest = precision if precision not in EIGHT_BITS else "fp32" if form == "onnxruntime" else "fp16"
     for node, place in places(graph).items():
         result = _ONNX.get(node.outputs[0].dtype or ir.DataType.UNDEFINED)
         if result is None or node.op_type in _NOT_COMPUTED:

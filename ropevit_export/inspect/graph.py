@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ropevit_export.errors import BundleError
+from ropevit_export.passes import operators
 from ropevit_export.passes.places import places
 
 
@@ -51,7 +52,8 @@ def read(path: Path, inputs: Mapping[str, tuple[int, ...]]) -> SizedGraph:
             value.shape = None
     for value in graph.inputs:
         value.shape = ir.Shape(inputs[value.name or ""])
-    graph = ShapeInferencePass()(model).model.graph
+    with operators.known():
+        graph = ShapeInferencePass()(model).model.graph
     flops, shapes = {}, {}
     for node in graph:
         name = node.name or ""
@@ -76,12 +78,12 @@ def _attentions(graph: ir.Graph) -> Mapping[str, str]:
     return {
         node.name or "": _block(place)
         for node, place in places(graph).items()
-        if node.op_type in ("Softmax", "Attention")
+        if node.op_type in ("Softmax", "Attention", "MultiHeadAttention")
     }
 
 
 def _is_product(node: ir.Node) -> bool:
-    return node.op_type in _FLOPS and not node.domain
+    return node.op_type in _FLOPS and node.domain in ("", operators.DOMAIN)
 
 
 def _block(place: str) -> str:
@@ -107,7 +109,8 @@ def _attention(node: ir.Node) -> int:
     """Scores and values; q, k, v are (batch, heads, tokens, width) or (batch, tokens, heads · width)."""
     q, k, v = (_known(node, value) for value in node.inputs[:3])
     if len(q) == 3:
-        q, k, v = (_split(each, node.attributes.get_int(f"{name}_num_heads", 1))
+        both = node.attributes.get_int("num_heads", 1)
+        q, k, v = (_split(each, node.attributes.get_int(f"{name}_num_heads", both))
                    for each, name in ((q, "q"), (k, "kv"), (v, "kv")))  # fmt: skip
     return 2 * math.prod(q[:3]) * k[2] * (q[3] + v[3])
 
@@ -117,7 +120,8 @@ def _split(shape: tuple[int, ...], heads: int) -> tuple[int, ...]:
     return batch, heads, tokens, channels // heads
 
 
-_FLOPS = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Attention": _attention}
+_FLOPS = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv}
+_FLOPS |= {"Attention": _attention, "MultiHeadAttention": _attention}
 
 
 def _known(node: ir.Node, value: ir.Value | None) -> tuple[int, ...]:

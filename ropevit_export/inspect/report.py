@@ -276,7 +276,7 @@ def _kernels(bundle: Path, artifact: manifest.ArtifactEntry) -> tuple[Kernel, ..
 def _source(listed: manifest.Manifest, engine: manifest.ArtifactEntry) -> manifest.ArtifactEntry:
     """The graph that an engine was built from."""
     for each in listed.artifacts:
-        if (each.kind, each.form, each.resolutions) == ("onnx", "portable", engine.resolutions):
+        if (each.kind, each.form, each.resolutions) == ("onnx", engine.form, engine.resolutions):
             return each
     raise BundleError(f"{engine.path} was built from a graph that is not in its bundle.")
 

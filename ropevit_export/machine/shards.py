@@ -13,15 +13,40 @@ from ropevit_export.machine.files import sha256
 # What a folder is searched for, in the order in which transformers takes them.
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".th", ".tar", ".pkl")
+# What trainers put beside weights under the same suffixes.
+_OF_TRAINING = ("optimizer", "scheduler", "scaler", "training_args", "rng_state", "random_states", "sampler")
+# Folders that are no checkpoint yet, by a file in them, and how they become one.
+_FOLDERS = {
+    "*.distcp": "torch.distributed.checkpoint, in parts a process wrote each: "
+    "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pth` makes one file of them.",
+    "zero_to_fp32.py": "DeepSpeed: `python zero_to_fp32.py . OUT`, run in it, makes weights of it.",
+}
+
 
 def entry(path: Path) -> Path:
-    """The file that a path stands for: of a folder, as `save_pretrained` leaves one, its weights or their index."""
+    """The file that a path stands for: of a folder, as `save_pretrained` leaves one, its weights or their index; else
+    the only file in it that could be weights.
+    """
     if not path.is_dir():
         return path
     for name in NAMES:
         if (path / name).is_file():
             return path / name
-    raise CheckpointError(f"{path} is a folder without {', '.join(NAMES[:-1])} or {NAMES[-1]}: give the file itself.")
+    for mark, sentence in _FOLDERS.items():
+        if any(path.glob(mark)):
+            raise CheckpointError(f"{path} is a folder of {sentence}")
+    found = sorted(each for each in path.iterdir() if each.is_file() and _may_be_weights(each.name))
+    if len(found) == 1:
+        return found[0]
+    beside = f", but with {', '.join(each.name for each in found[:6])}" if found else ""
+    raise CheckpointError(
+        f"{path} is a folder without {', '.join(NAMES[:-1])} or {NAMES[-1]}{beside}: give the file itself."
+    )
+
+
+def _may_be_weights(name: str) -> bool:
+    return name.lower().endswith(_SUFFIXES) and not name.lower().startswith(_OF_TRAINING)
 
 
 def is_index(path: Path) -> bool:

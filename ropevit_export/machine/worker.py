@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from typing import IO, Any, Concatenate, ParamSpec
 
 from ropevit_export.errors import last_line
@@ -119,6 +120,56 @@ class Worker:
     def _last_line(self) -> str:
         self._printed.seek(0)
         return last_line(self._printed.read().decode(errors="replace") or "it said nothing")
+
+
+class _Question:
+    """A function's first word, waited for a limited time."""
+
+    def __init__(self, function: Callable[..., None], arguments: Sequence[object], seconds: float) -> None:
+        self._worker, self._seconds, self._late = Worker(function, *arguments), seconds, False
+        self._timer = threading.Timer(seconds, self._give_up)
+        self._timer.start()
+
+    def answer(self) -> Any:
+        try:
+            return self._worker.receive()
+        except WorkerDiedError as error:
+            return TimeoutError(f"gave no answer in {self._seconds:.0f} s") if self._late else error
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        self._worker.stop()
+
+    def close(self) -> None:
+        self._worker.wait(PATIENCE)
+        self._worker.close()
+
+    def _give_up(self) -> None:
+        self._late = True
+        self._worker.wait(0)  # kills it
+
+
+def ask_each(
+    function: Callable[..., None], calls: Sequence[Sequence[object]], *, seconds: float, at_once: int = 1
+) -> Generator[Any, None, None]:
+    """What a function says first to each call's arguments, in their order; every call has a child of its own.
+
+    Given instead, not raised: WorkerDiedError for a child that ended without an answer, TimeoutError for one that was
+    killed after so many seconds.
+    """
+    waiting, running = deque(calls), deque[_Question]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                running.append(_Question(function, waiting.popleft(), seconds))
+            yield running[0].answer()
+            running[0].stop()
+            running.popleft().close()
+    finally:
+        for each in running:
+            each.stop()
+        for each in running:
+            each.close()
 
 
 def serve() -> None:

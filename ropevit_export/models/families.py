@@ -6,11 +6,11 @@ in the table of each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ropevit_export.models import swin, vit
-from ropevit_export.models.official import Official
+from ropevit_export.models.official import Official, Shapes
 from ropevit_export.models.spec import Family, ModelSpec
 from ropevit_export.values import Output, Resolution, Weights
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ropevit_export.values import Array
-
-# Name and shape of every parameter.
-Shapes = dict[str, tuple[int, ...]]
 
 
 class Knowledge(Protocol):
@@ -34,7 +31,13 @@ class Knowledge(Protocol):
         ...
 
     def as_filed(self, spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
-        """The model with what the file decides, from official tensors: whether there are optional biases."""
+        """The model with what the file decides, from official tensors: whether there are optional biases, and where the
+        final norm stands.
+        """
+        ...
+
+    def unused(self, spec: ModelSpec) -> Collection[str]:
+        """Official names of parameters that other models of the family have and a file may hold for nothing."""
         ...
 
     def official(self, spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> Official:

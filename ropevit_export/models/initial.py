@@ -22,6 +22,7 @@ _SPREAD = {
     "q_bias": (0.0, 0.1),
     "v_bias": (0.0, 0.1),
     "pos_embed": (0.0, 0.2),
+    "latent": (0.0, 1.0),
     "relative_position_bias_table": (0.0, 0.2),
     "freqs": (0.0, 0.4),
     "rope_freqs": (0.0, 0.4),
@@ -36,7 +37,8 @@ def random_checkpoint(spec: ModelSpec, seed: int) -> Checkpoint:
     for name, shape in FAMILIES[spec.family].shapes(spec, spec.classes).items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ seed)
         tensor = torch.empty(shape).normal_(generator=generator)
-        if (len(shape) == 1 and name.endswith("norm.weight")) or name.rsplit(".", 2)[-2:-1] in (["norm1"], ["norm2"]):
+        module = name.rsplit(".", 2)[-2:-1]
+        if (len(shape) == 1 and name.endswith("norm.weight")) or module in (["norm1"], ["norm2"], ["norm_pre"]):
             mean, std = (1.0, 0.05) if name.endswith("weight") else _SPREAD["bias"]
         else:
             fan_in = tensor[0].numel()
@@ -44,4 +46,6 @@ def random_checkpoint(spec: ModelSpec, seed: int) -> Checkpoint:
         tensors[name] = tensor.mul_(std).add_(mean)
         digest.update(tensor.numpy().data)
     name, known_by = f"seed {seed}", digest.hexdigest()
-    return Checkpoint(tensors=tensors, source="random", revision=name, sha256=known_by, trained=False, seed=seed)
+    return Checkpoint(
+        dictionaries={"": tensors}, source="random", revision=name, sha256=known_by, trained=False, seed=seed
+    )

@@ -14,10 +14,13 @@ Family = Literal["vit", "swin"]
 RopeKind = Literal["none", "axial", "mixed"]
 # Which channels of a head turn together in a checkpoint: 2p and 2p + 1, or p and p + K/2.
 PairLayout = Literal["adjacent", "half"]
-Mlp = Literal["gelu", "swiglu"]
+# packed: gate and value are one matrix in a checkpoint, the gate first
+Mlp = Literal["gelu", "swiglu", "packed_swiglu"]
+Norm = Literal["layer", "rms"]
 # Which of q, k and v have a bias in a checkpoint. "optional": q and v, if the file has them.
-QkvBias = Literal["qkv", "qv", "optional"]
-
+QkvBias = Literal["qkv", "qv", "optional", "none"]
+# Which of a block's two branches are scaled, channel by channel.
+LayerScale = Literal["both", "attention", "none"]
 
 Interpolation = Literal["bicubic", "bilinear"]
 CropMode = Literal["center", "squash"]
@@ -93,6 +96,18 @@ class RopeSpec:
     first: Literal["columns", "rows"] = "columns"
     coordinates: Coordinates = INDEX
 
+    def describe(self) -> str:
+        """In a line, for people."""
+        if self.kind == "none":
+            return "none"
+        if self.kind == "mixed":
+            return f"mixed, learned from theta {self.theta:g}"
+        where = self.coordinates
+        if where.centred:
+            return f"axial, theta {self.theta:g}, centred on the grid"
+        scaled = "" if where.reference is None else f", scaled to a grid of {where.reference}"
+        return f"axial, theta {self.theta:g}, from {where.offset:g}{scaled}"
+
     def magnitudes(self, head_dim: int) -> tuple[float, ...]:
         """The frequencies of an axis' K/4 pairs."""
         quarter = head_dim // 4
@@ -101,10 +116,11 @@ class RopeSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HubFile:
-    """One weights file on the hub."""
+    """One weights file on the hub. `gated`: the hub asks for the licence to be accepted first."""
 
     repo: str
     filename: str
+    gated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,13 +131,28 @@ class ModelSpec:
     patch             its side in pixels
     dims, depths, heads   one entry a stage; an isotropic ViT has one stage
     window_of         pixels a token of a window: the window is size // window_of; None: attention sees all tokens
+    own_window        rows and columns of the windows that a file was trained with, at the sizes that they divide
     class_token, registers   tokens before the patches, in this order; they don't turn
     ape               absolute embedding of patches, on a grid of `ape_grid` a side in the published file
+    ape_prefix        it has entries of the tokens before the patches too, which come first and are never resized
+    ape_resize        how the authors resize it to another grid, without antialiasing
+    qkv_split         q, k and v are matrices of their own in a checkpoint
+    kv_heads          of each block, where keys and values may have fewer heads than queries
+    qk_norm           queries and keys are normalised head by head, before they turn
+    attention_norm, mlp_norm   before attention's projection and before the MLP's second layer ("sub-LN")
     hidden            width of the MLP; None: four times the model's
-    pool              the authors' global feature: class token or mean of the patches
+    norm, norm_eps    of every norm
+    pre_norm          before the first block; the patch convolution then has no bias
+    final_norm        of all tokens, behind the last block
+    pooled_norm       of the pooled feature (timm's `fc_norm`)
+    pool              the authors' global feature: class token, mean of the patches, or attention pooling (`map`)
+    map_heads         of attention pooling: a learned query asks all tokens, an MLP follows. None: the model has none
+    map_hidden        width of that MLP; None: four times the model's
     head_pool         what a head reads, where a fine-tuned model is usually trained on another feature
     classes           of the published weights; 0: no head
+    size              height and width in pixels that the published weights are for
     transform         the authors' evaluation transform
+    licence           of the published weights
     packaged          of an example whose weights are in this package, their SHA-256
     """
 
@@ -139,18 +170,34 @@ class ModelSpec:
     transform: Transform
     multiple: int
     window_of: int | None = None
+    own_window: tuple[int, int] | None = None
     class_token: bool = True
     registers: int = 0
     ape: bool = False
     ape_grid: int = 14
-    layer_scale: bool = True
+    ape_prefix: bool = False
+    ape_resize: Interpolation = "bicubic"
+    layer_scale: LayerScale = "both"
     qkv_bias: QkvBias = "qkv"
+    qkv_split: bool = False
+    kv_heads: tuple[int, ...] | None = None
+    qk_norm: bool = False
+    attention_norm: bool = False
     mlp: Mlp = "gelu"
+    mlp_norm: bool = False
     hidden: int | None = None
+    norm: Norm = "layer"
     norm_eps: float = 1e-6
+    pre_norm: bool = False
+    final_norm: bool = True
+    pooled_norm: bool = False
     pool: Pool = "token"
+    map_heads: int | None = None
+    map_hidden: int | None = None
     head_pool: Pool | None = None
     classes: int = 1000
+    size: tuple[int, int] = (224, 224)
+    licence: str = "apache-2.0"
     packaged: str | None = None
 
     @property
@@ -165,7 +212,13 @@ class ModelSpec:
     @property
     def pools(self) -> tuple[Pool, ...]:
         """What its tokens can be pooled by."""
-        return ("token", "avg") if self.class_token else ("avg",)
+        token: tuple[Pool, ...] = ("token",) if self.class_token else ()
+        return (*token, "avg", "map") if self.map_heads else (*token, "avg")
+
+    @property
+    def embedded_prefix(self) -> int:
+        """Tokens before the patches that the absolute embedding has entries of."""
+        return self.prefix if self.ape and self.ape_prefix else 0
 
     def mlp_width(self, stage: int) -> int:
         return self.hidden or 4 * self.dims[stage]
@@ -181,7 +234,14 @@ class ModelSpec:
         """
         if self.window_of is None:
             return self.grid(resolution)
+        if self.own_window is not None and self.takes_window(self.own_window, resolution):
+            return self.own_window
         return resolution.height // self.window_of, resolution.width // self.window_of
+
+    def takes_window(self, window: tuple[int, int], resolution: Resolution) -> bool:
+        """Whether every stage's map is whole windows: the last one's is the smallest."""
+        last = (side >> len(self.depths) - 1 for side in self.grid(resolution))
+        return all(side % extent == 0 for side, extent in zip(last, window, strict=True))
 
     def extents(self, resolution: Resolution) -> dict[str, int]:
         """What the dynamic axes of a graph measure at a size; `tokens` counts those before the patches too."""

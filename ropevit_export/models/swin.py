@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,11 @@ def as_filed(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
     return spec
 
 
+def unused(spec: ModelSpec) -> tuple[str, ...]:
+    """See `families.Knowledge`."""
+    return ()
+
+
 def official(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> Official:
     """See `families.Knowledge`: from timm's layout, which keeps a downsampling in the stage after it, the official one
     in the stage before.
@@ -84,7 +90,18 @@ def official(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> Official:
         if name in out:
             raise CheckpointError(f"{name} is there twice, once as {key}: the file mixes two layouts.")
         out[name] = tensor
-    return Official(tensors=out)
+    return Official(tensors=out, window=_window(tensors))
+
+
+def _window(tensors: Mapping[str, torch.Tensor]) -> tuple[int, int] | None:
+    """From the masks of shifted windows, which official files hold: those of the first stage's map say its size too."""
+    for name, mask in tensors.items():
+        if re.fullmatch(r"layers\.0\.blocks\.\d+\.attn_mask", name) and mask.ndim == 3:
+            count, side = math.isqrt(mask.shape[0]), math.isqrt(mask.shape[1])
+            square = count**2 == mask.shape[0] and side**2 == mask.shape[1]
+            if square and side and count != 8:  # the first stage's map is eight windows wide by the authors' rule
+                return side, side
+    return None
 
 
 def frequencies(spec: ModelSpec, weights: Weights) -> list[Array]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ropevit_export.errors import CheckpointError
 from ropevit_export.models import frequencies as rotary
-from ropevit_export.models.official import Official
+from ropevit_export.models.official import Official, Shapes
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.values import Output, Resolution, Weights
 
@@ -27,56 +27,121 @@ _FLOAT32 = 1e-6  # what periods computed in float32 may differ by
 _BUFFERS = re.compile(r"(^|\.)(freqs_t_[xy]|t_[xy]|bands|pos_embed_rope)$")
 
 
-def shapes(spec: ModelSpec, classes: int) -> dict[str, tuple[int, ...]]:
+def shapes(spec: ModelSpec, classes: int) -> Shapes:
     """See `families.Knowledge`. `pos_embed` is the published file's; a fine-tuned one may have another grid."""
     dim, depth = spec.dims[0], spec.depths[0]
-    out: dict[str, tuple[int, ...]] = {}
+    out: Shapes = {}
     if spec.class_token:
         out["cls_token"] = (1, 1, dim)
     if spec.registers:
         out["reg_token"] = (1, spec.registers, dim)
     if spec.ape:
-        out["pos_embed"] = (1, spec.ape_grid**2, dim)
+        out["pos_embed"] = (1, spec.embedded_prefix + spec.ape_grid**2, dim)
     if spec.rope.kind == "mixed":
         out["freqs"] = (2, depth, dim // 2)
-    out |= {"patch_embed.proj.weight": (dim, 3, spec.patch, spec.patch), "patch_embed.proj.bias": (dim,)}
-    for prefix, _ in spec.blocks:
-        out |= {prefix + name: shape for name, shape in _block_shapes(spec).items()}
-    out |= {"norm.weight": (dim,), "norm.bias": (dim,)}
-    return out | ({"head.weight": (classes, dim), "head.bias": (classes,)} if classes else {})
-
-
-def _block_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    dim, hidden = spec.dims[0], spec.mlp_width(0)
-    out: dict[str, tuple[int, ...]] = {}
-    if spec.layer_scale:
-        out |= {"gamma_1": (dim,), "gamma_2": (dim,)}
-    out["attn.qkv.weight"] = (3 * dim, dim)
-    if spec.qkv_bias == "qkv":
-        out["attn.qkv.bias"] = (3 * dim,)
-    if spec.qkv_bias == "qv":
-        out |= {"attn.q_bias": (dim,), "attn.v_bias": (dim,)}
-    layers = {"attn.proj": (dim, dim)}
-    if spec.mlp == "gelu":
-        layers |= {"mlp.fc1": (hidden, dim), "mlp.fc2": (dim, hidden)}
+    out["patch_embed.proj.weight"] = (dim, 3, spec.patch, spec.patch)
+    if spec.pre_norm:
+        out |= _norm(spec, "norm_pre", dim)
     else:
-        layers |= {"mlp.fc1_g": (hidden, dim), "mlp.fc1_x": (hidden, dim), "mlp.fc2": (dim, hidden)}
-    for name, shape in layers.items():
-        out |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    for norm in ("norm1", "norm2"):
-        out |= {f"{norm}.weight": (dim,), f"{norm}.bias": (dim,)}
+        out["patch_embed.proj.bias"] = (dim,)
+    for block, (prefix, _) in enumerate(spec.blocks):
+        out |= {prefix + name: shape for name, shape in _block_shapes(spec, block).items()}
+    if spec.final_norm:
+        out |= _norm(spec, "norm", dim)
+    if spec.map_heads:
+        out |= _map_shapes(spec)
+    if spec.pooled_norm:
+        out |= _norm(spec, "fc_norm", dim)
+    return out | (_linear("head", classes, dim) if classes else {})
+
+
+def _linear(name: str, outputs: int, inputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(spec: ModelSpec, name: str, width: int) -> Shapes:
+    gain: Shapes = {f"{name}.weight": (width,)}
+    return gain if spec.norm == "rms" else gain | {f"{name}.bias": (width,)}
+
+
+def _block_shapes(spec: ModelSpec, block: int) -> Shapes:
+    dim, hidden = spec.dims[0], spec.mlp_width(0)
+    scaled = {"both": ("gamma_1", "gamma_2"), "attention": ("gamma_1",), "none": ()}[spec.layer_scale]
+    out: Shapes = dict.fromkeys(scaled, (dim,))
+    out |= _attention_shapes(spec, block)
+    if spec.mlp == "swiglu":
+        out |= _linear("mlp.fc1_g", hidden, dim) | _linear("mlp.fc1_x", hidden, dim)
+    else:
+        out |= _linear("mlp.fc1", 2 * hidden if spec.mlp == "packed_swiglu" else hidden, dim)
+    out |= _linear("mlp.fc2", dim, hidden)
+    if spec.mlp_norm:
+        out |= _norm(spec, "mlp.norm", hidden)
+    return out | _norm(spec, "norm1", dim) | _norm(spec, "norm2", dim)
+
+
+def _attention_shapes(spec: ModelSpec, block: int) -> Shapes:
+    dim, out = spec.dims[0], Shapes()
+    widths = {"q": dim, "k": dim, "v": dim}
+    if spec.kv_heads is not None:
+        widths |= dict.fromkeys("kv", spec.kv_heads[block] * spec.head_dim)
+    biased = [part for part in widths if part in spec.qkv_bias] if spec.qkv_bias in ("qkv", "qv") else []
+    if spec.qkv_split:
+        out |= {f"attn.{part}_proj.weight": (width, dim) for part, width in widths.items()}
+        out |= {f"attn.{part}_proj.bias": (widths[part],) for part in biased}
+    else:
+        out["attn.qkv.weight"] = (3 * dim, dim)
+        out |= {"attn.qkv.bias": (3 * dim,)} if "k" in biased else {f"attn.{part}_bias": (dim,) for part in biased}
+    out |= _linear("attn.proj", dim, dim)
+    if spec.qk_norm:
+        out |= _norm(spec, "attn.q_norm", spec.head_dim) | _norm(spec, "attn.k_norm", spec.head_dim)
+    return out | (_norm(spec, "attn.norm", dim) if spec.attention_norm else {})
+
+
+def _map_shapes(spec: ModelSpec) -> Shapes:
+    dim = spec.dims[0]
+    hidden = spec.map_hidden or 4 * dim
+    layers = {
+        "q": (dim, dim),
+        "kv": (2 * dim, dim),
+        "proj": (dim, dim),
+        "mlp.fc1": (hidden, dim),
+        "mlp.fc2": (dim, hidden),
+    }
+    out: Shapes = {"attn_pool.latent": (1, 1, dim)} | _norm(spec, "attn_pool.norm", dim)
+    for name, (outputs, inputs) in layers.items():
+        out |= _linear(f"attn_pool.{name}", outputs, inputs)
     return out
 
 
 def as_filed(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> ModelSpec:
-    """See `families.Knowledge`: q and v have a bias if the file has one."""
-    filed = any(name.endswith(("attn.q_bias", "attn.v_bias")) for name in tensors)
-    return dataclasses.replace(spec, qkv_bias="qv") if spec.qkv_bias == "optional" and filed else spec
+    """See `families.Knowledge`: q and v have a bias if the file has one. timm fine-tunes on the mean of the patches
+    with a norm behind it, `fc_norm`, in place of the one before.
+    """
+    if spec.qkv_bias == "optional" and any(name.endswith(("attn.q_bias", "attn.v_bias")) for name in tensors):
+        spec = dataclasses.replace(spec, qkv_bias="qv")
+    if spec.final_norm and "fc_norm.weight" in tensors and "norm.weight" not in tensors:
+        spec = dataclasses.replace(spec, final_norm=False, pooled_norm=True, pool="avg", head_pool=None)
+    return spec
+
+
+def unused(spec: ModelSpec) -> tuple[str, ...]:
+    """See `families.Knowledge`."""
+    return () if spec.ape else ("pos_embed",)
 
 
 def official(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> Official:
     """See `families.Knowledge`. Of DINOv3's kind from three layouts, with the rotary periods that a file holds."""
-    return _dinov3(spec, tensors) if spec.rope.coordinates.centred else Official(tensors=_deit(tensors))
+    from ropevit_export.models.authors_layouts import timm_layout
+
+    found = timm_layout(tensors)
+    if found is None:
+        # Meta's bias of all three is timm's where keys have one
+        published = spec.rope.coordinates.centred and spec.qkv_bias != "qkv"
+        found = _dinov3(spec, tensors) if published else Official(tensors=_deit(tensors))
+    if as_filed(spec, found.tensors) != spec and "fc_norm.weight" in found.tensors:
+        said = "pooled is the mean over patches, normalised behind it, as the file's fc_norm says"
+        return dataclasses.replace(found, choices=(*found.choices, said))
+    return found
 
 
 def _deit(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -135,31 +200,26 @@ def frequencies(spec: ModelSpec, weights: Weights) -> list[Array]:
         magnitudes = None if periods is None else [1 / float(period) for period in periods]
         return [rotary.axial(spec.rope, spec.head_dim, magnitudes)] * depth
     learned = weights.tensors["freqs"].numpy().reshape(2, depth, spec.heads[0], -1)
+    learned = learned if spec.rope.first == "columns" else learned[::-1]
     return [learned[:, block] for block in range(depth)]
 
 
 def reference(spec: ModelSpec, weights: Weights, resolution: Resolution) -> nn.Module:
     """See `families.Knowledge`: timm's own model, its tensors replaced."""
-    import timm
+    from ropevit_export.models import timm_modules
 
-    own = {"qkv_bias": "blocks.0.attn.q_bias" in weights.tensors} if spec.qkv_bias in ("qv", "optional") else {}
-    model: nn.Module = timm.create_model(
-        spec.timm or "vit_small_patch16_rope_mixed_224",  # what timm lacks is of that form
-        img_size=(resolution.height, resolution.width),
-        patch_size=spec.patch,
-        num_classes=weights.classes,
-        embed_dim=spec.dims[0],
-        depth=spec.depths[0],
-        num_heads=spec.heads[0],
-        device="meta",
-        **own,
-    )
+    own: dict[str, Any] = {}
+    if spec.qkv_bias == "optional":
+        own["qkv_bias"] = "blocks.0.attn.q_bias" in weights.tensors
+    if "fc_norm.weight" in weights.tensors and spec.timm:  # fine-tuned on the mean, if the name is not so by itself
+        own |= {"global_pool": "avg"} if spec.rope.kind == "none" else {"global_pool": "avg", "use_fc_norm": True}
+    model = timm_modules.build(spec, (resolution.height, resolution.width), weights.classes, **own)
     state = dict(weights.tensors)
     if (periods := state.pop(PERIODS, None)) is not None:  # timm computes them, in every place that fills buffers
         cast("Any", model).rope._compute_periods = lambda device="cpu", dtype=None: periods.to(device, dtype)
     if spec.rope.kind == "mixed":
         state["rope.freqs"] = state.pop("freqs").reshape(2, spec.depths[0], spec.heads[0], -1)
-    if spec.rope.kind == "none":  # timm's plain DeiT-III is another class, which names LayerScale otherwise
+    if type(model).__name__ != timm_modules.CLASS:  # timm's plain DeiT-III, which names LayerScale otherwise
         for name in [name for name in state if name.rpartition(".")[2] in ("gamma_1", "gamma_2")]:
             block, _, leaf = name.rpartition(".")
             state[f"{block}.ls{leaf[-1]}.gamma"] = state.pop(name)
@@ -180,12 +240,18 @@ def answers(model: Any, image: torch.Tensor, outputs: Sequence[Output]) -> list[
 
 
 def _answer(model: Any, tokens: torch.Tensor, maps: Mapping[int, torch.Tensor], output: Output) -> torch.Tensor:
+    from timm.layers import global_pool_nlc
+
     if output.block is not None:
         return maps[output.block]
     if output.kind == "tokens":
         return tokens
     if output.kind == "cls":
         return tokens[:, 0]
-    pooled: torch.Tensor = model.fc_norm(model.pool(tokens, pool_type=output.pool))
+    if output.pool == "map":
+        pooled = model.attn_pool(tokens)
+    else:  # of a model that has attention pooling, its own `pool` gives nothing else
+        pooled = global_pool_nlc(tokens, pool_type=output.pool, num_prefix_tokens=model.num_prefix_tokens)
+    pooled = model.fc_norm(pooled)
     logits: torch.Tensor = model.head(pooled) if output.kind == "logits" else pooled
     return logits

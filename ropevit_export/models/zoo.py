@@ -1,6 +1,7 @@
 """The models, as rows of data: the 24 of "Rotary Position Embedding for Vision Transformer" (Heo et al., ECCV 2024,
 arXiv:2403.13298), DINOv3 (Siméoni et al., arXiv:2508.10104) with the EUPE weights of its architecture, LingBot-Vision
-(Fu et al., arXiv:2607.05247), and a small example whose trained weights are in this package.
+(Fu et al., arXiv:2607.05247), timm's other rotary ViTs (`eva_rows.py`), and a small example whose trained weights are
+in this package.
 
 No torch: `--help` and `models` read this file.
 """
@@ -11,6 +12,7 @@ import dataclasses
 import difflib
 
 from ropevit_export.errors import UsageError
+from ropevit_export.models.eva_rows import EVA02, PE, ROPE_REG, SAPIENS2
 from ropevit_export.models.spec import Coordinates, HubFile, Mlp, ModelSpec, QkvBias, RopeKind, RopeSpec, Transform
 from ropevit_export.values import Pool
 
@@ -77,7 +79,7 @@ def _swin(prefix: str, size: str) -> ModelSpec:
         multiple=32,
         window_of=32,
         class_token=False,
-        layer_scale=False,
+        layer_scale="none",
         norm_eps=1e-5,
         pool="avg",
         transform=_SWIN_TRANSFORM,
@@ -85,6 +87,7 @@ def _swin(prefix: str, size: str) -> ModelSpec:
         depths=depths,
         heads=tuple(heads * 2**stage for stage in range(4)),
         hub=(plain,) if kind == "none" else (HubFile(repo=f"naver-ai/{name}", filename="pytorch_model.bin"),),
+        licence="mit" if kind == "none" else "apache-2.0",
     )
 
 
@@ -132,6 +135,8 @@ def _dinov3(size: str, tag: str = _LVD, *, biases: bool = False) -> ModelSpec:
         transform=_SAT_TRANSFORM if tag == _SAT else _DINOV3_TRANSFORM,
         qkv_bias="qv" if biases else "optional",
         head_pool="avg",  # timm's default, which a head fine-tuned with it reads
+        side=256,
+        licence="fair-noncommercial-research-license" if tag == _EUPE else "dinov3-license",
     )
 
 
@@ -143,6 +148,7 @@ def _dinov3_files(timm: str, tag: str, meta: str | None) -> tuple[HubFile, ...]:
     official = HubFile(
         repo=f"facebook/dinov3-{meta}-pretrain-{tag}",
         filename="model.safetensors.index.json" if sharded else "model.safetensors",
+        gated=True,
     )
     return converted, official
 
@@ -159,12 +165,14 @@ def _lingbot(size: str) -> ModelSpec:
         transform=_DINOV3_TRANSFORM,
         qkv_bias="optional" if size == "giant" else "qv",
         head_pool=None,
+        side=512,
+        licence="apache-2.0",
     )
 
 
 def _register_vit(
     *, name: str, short: str, timm: str, tag: str, size: str, hub: tuple[HubFile, ...], transform: Transform,
-    qkv_bias: QkvBias, head_pool: Pool | None,
+    qkv_bias: QkvBias, head_pool: Pool | None, side: int, licence: str,
 ) -> ModelSpec:  # fmt: skip
     """One class token, four registers, angles that follow the grid, no head."""
     dim, depth, heads, mlp, hidden = _DINOV3[size]
@@ -190,6 +198,8 @@ def _register_vit(
         norm_eps=1e-5,
         head_pool=head_pool,
         classes=0,
+        size=(side, side),
+        licence=licence,
     )
 
 
@@ -202,7 +212,17 @@ DINOV3: tuple[ModelSpec, ...] = (
     *(_dinov3(size, _EUPE, biases=True) for size in ("tiny", "small", "base")),
 )
 LINGBOT: tuple[ModelSpec, ...] = tuple(_lingbot(size) for size in ("small", "base", "large", "giant"))
-MODELS: tuple[ModelSpec, ...] = (*ROPE_VIT, *DINOV3, *LINGBOT)
+# Of each family, in the order that they are listed in.
+FAMILIES: dict[str, tuple[ModelSpec, ...]] = {
+    "RoPE-ViT": ROPE_VIT,
+    "DINOv3": DINOV3,
+    "LingBot-Vision": LINGBOT,
+    "EVA-02": EVA02,
+    "Perception Encoder": PE,
+    "rope_reg": ROPE_REG,
+    "Sapiens2": SAPIENS2,
+}
+MODELS: tuple[ModelSpec, ...] = tuple(spec for rows in FAMILIES.values() for spec in rows)
 
 # Ten digits of scikit-learn at 32x32: enough to measure accuracy on any machine, without a hub. See digits/README.md.
 DIGITS = ModelSpec(
@@ -220,11 +240,14 @@ DIGITS = ModelSpec(
     heads=(3,),
     hub=(),
     classes=10,
+    size=(32, 32),
     packaged="37d97727877d8cf35e477d6f82fff4d3a0867d394e8ef0d3802a951999b058bc",
 )
 
 EXAMPLES: tuple[ModelSpec, ...] = (DIGITS,)
 
+# What a name begins with that is timm's constructor and its arguments, not a row.
+_MODULE = "timm:"
 # What a name on the hub may begin with.
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:", "https://huggingface.co/")
 
@@ -241,8 +264,13 @@ _BY_REPO = {file.repo: dataclasses.replace(spec, hub=(file,)) for spec in revers
 
 def find_model(name: str) -> ModelSpec:
     """The model that answers to an official, short or timm name, or to a repository of the hub, which its weights then
-    come from; the error names the three closest.
+    come from; the error names the three closest. `timm:NAME` or `timm:NAME:depth=6,embed_dim=192`: any module of
+    timm's `Eva` class, which timm is imported for.
     """
+    if name.startswith(_MODULE):
+        from ropevit_export.models import timm_modules
+
+        return timm_modules.named(name)
     bare = name
     for prefix in _HUB_PREFIXES:
         bare = bare.removeprefix(prefix)

@@ -16,8 +16,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
+from ropevit_export.passes.constants import DeduplicateConstants
 from ropevit_export.passes.heads import HeadsFirst
 from ropevit_export.passes.norms import ScaleAfterProduct
+from ropevit_export.passes.operators import DOMAIN
 from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.places import probed, refuse_overflow
 from ropevit_export.passes.precision import POLICIES, RetypeIo, ToHalf
@@ -28,13 +30,26 @@ from ropevit_export.passes.quantize.ranges import Session, balance, calibrate
 from ropevit_export.passes.reshape import StaticReshape
 from ropevit_export.passes.simplify import FoldSequences, Simplify
 from ropevit_export.passes.swin import MeanAfterHead
+from ropevit_export.passes.turn_by_head import TurnByHead
 from ropevit_export.passes.verify import verify
 from ropevit_export.values import Graph, PassRecord, Precision
 
 if TYPE_CHECKING:
     from ropevit_export.values import Arrays
 
-__all__ = ["DEFAULT", "Quantized", "apply", "convert", "probed", "refuse_overflow", "run", "run_quantized", "simplify"]
+__all__ = [
+    "DEFAULT",
+    "Quantized",
+    "apply",
+    "convert",
+    "for_onnxruntime",
+    "for_openvino",
+    "probed",
+    "refuse_overflow",
+    "run",
+    "run_quantized",
+    "simplify",
+]
 
 DEFAULT: tuple[type[ir.passes.PassBase], ...] = (
     common.ClearMetadataAndDocStringPass,  # traces and paths of the machine that traced
@@ -43,7 +58,7 @@ DEFAULT: tuple[type[ir.passes.PassBase], ...] = (
     common.IdentityEliminationPass,
     common.LiftConstantsToInitializersPass,
     common.CommonSubexpressionEliminationPass,
-    common.DeduplicateHashedInitializersPass,  # onnxsim gives every node its own copy of small constants
+    DeduplicateConstants,
     StaticReshape,  # reads the shapes that onnxsim has inferred
     common.RemoveUnusedNodesPass,
     common.RemoveUnusedOpsetsPass,
@@ -78,6 +93,33 @@ def convert(graph: Graph, precision: Precision, io_dtype: str = "float32") -> Gr
     return graph
 
 
+def for_openvino(graph: Graph) -> Graph | None:
+    """A finished graph of any precision as OpenVINO is fastest with it; None where nothing is turned. The graph given
+    stays as it is.
+    """
+    turned = dataclasses.replace(graph, model=_separate(graph.model))
+    turned = apply(turned, [TurnByHead(), common.RemoveUnusedNodesPass()])
+    if not any(record.name == TurnByHead.__name__ and record.fired for record in turned.history):
+        return None
+    verify(turned, "openvino")
+    return turned
+
+
+def for_onnxruntime(graph: Graph, precision: Precision, io_dtype: str = "float32") -> Graph | None:
+    """A finished float32 graph in a precision as ONNX Runtime's own kernels are fastest with it, on a CPU in float32
+    and on a GPU; None where it has no attention that they know. LayerNormalization stays one operator there, which has
+    float32 statistics. The graph given stays as it is.
+    """
+    fast = dataclasses.replace(graph, model=_separate(graph.model))
+    rounding = [] if precision == "fp32" else [ToHalf(POLICIES[precision]), *_clean()]
+    fast = apply(fast, [*rounding, FuseRotation(), FuseAttention(), common.RemoveUnusedNodesPass()])
+    if DOMAIN not in fast.model.opset_imports:
+        return None
+    fast = _with_io_dtype(fast, io_dtype)
+    verify(fast, "onnxruntime")
+    return fast
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantized:
     """One calibration, two lowerings: what is fast in one runtime is slow or refused in the other.
@@ -109,7 +151,7 @@ def run_quantized(
         own = split_heads(fast.model, ranges)
         fast = apply(fast, [QuantizeRows(own), QuantizeScores(own), FuseAttention(), common.RemoveUnusedNodesPass()])
         fast = _with_io_dtype(fast, io_dtype)
-        verify(fast)
+        verify(fast, "onnxruntime")
     # Equal tensors become one before 8-bit weights are there, which keep zero points of their own
     # (`codes.LayerEditor.decoded`).
     engines = apply(graph, [ToHalf(POLICIES["fp16"]), PatchesToDepth(), *_clean(), QuantizeLinear(ranges, coding)])
@@ -137,7 +179,7 @@ def _separate(model: ir.Model) -> ir.Model:
 
 
 def _clean() -> list[ir.passes.PassBase]:
-    return [common.DeduplicateHashedInitializersPass(), common.RemoveUnusedNodesPass()]
+    return [DeduplicateConstants(), common.RemoveUnusedNodesPass()]
 
 
 def apply(graph: Graph, steps: Sequence[ir.passes.PassBase]) -> Graph:

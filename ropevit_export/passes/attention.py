@@ -1,6 +1,7 @@
 """Rotation and attention as one operator each: the form that ONNX Runtime's CPU kernels want.
 
-TensorRT-RTX wants the other one: it fuses the products and the Softmax itself, and Attention takes fewer types there.
+TensorRT-RTX wants the other one: it fuses the products and the Softmax itself, and knows neither operator. They are
+ONNX Runtime's own: their standard namesakes, of opset 23, need a table for every image, and keep all scores in memory.
 
 Legend: B batch · T tokens · A heads · K head width.
 """
@@ -13,28 +14,26 @@ import numpy as np
 import onnx_ir as ir
 
 from ropevit_export.passes import edit
-
-# The first with both operators. What else stands in these graphs means the same in it.
-OPSET = 23
+from ropevit_export.passes.operators import DOMAIN, VERSION
 
 
 class FuseRotation(ir.passes.InPlacePass):
     """[a b]·cos + [-b a]·sin (`trace.attention.rotate`) becomes RotaryEmbedding.
 
-    The operator has one table for all heads. Tokens and heads become one axis of positions instead: the same memory,
-    and a row of the table for every token and head. q and k turn each for itself, since in ONNX Runtime a slice is a
-    copy. Only where shapes are static: there is a table for every image.
+    The operator has one table for all heads. Where each has its own, tokens and heads become one axis of positions: the
+    same memory, and a row of the table for every token and head. q and k turn each for itself, since in ONNX Runtime a
+    slice is a copy.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [each for each in rotations(model) if each.is_constant]
+        found = [each for each in rotations(model) if each.count is not None]
         for each in found:
             _fuse_rotation(model.graph, each)
         return _result(model, modified=bool(found))
 
 
 class FuseAttention(ir.passes.InPlacePass):
-    """MatMul, Softmax and MatMul between transposes become Attention on (B, T, A·K), which needs none."""
+    """MatMul, Softmax and MatMul between transposes become MultiHeadAttention on (B, T, A·K), which needs none."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         found = attentions(model)
@@ -74,11 +73,12 @@ class Rotation:
     turned: ir.Value
 
     @property
-    def is_constant(self) -> bool:
-        """Tables and shapes are."""
-        shape = self.turned.shape
-        tables = self.cos.const_value is not None and self.sin.const_value is not None
-        return tables and shape is not None and len(shape) == 4 and shape.is_static()
+    def count(self) -> tuple[int, int] | None:
+        """Heads of x and of the tables, where both are known."""
+        heads = None if self.turned.shape is None else self.turned.shape[2]
+        tables = {None if each.shape is None else each.shape[2] for each in (self.cos, self.sin)}
+        own = tables.pop()
+        return (heads, own) if isinstance(heads, int) and isinstance(own, int) and not tables else None
 
 
 def rotations(model: ir.Model) -> list[Rotation]:
@@ -89,7 +89,7 @@ def rotations(model: ir.Model) -> list[Rotation]:
 
 def _result(model: ir.Model, *, modified: bool) -> ir.passes.PassResult:
     if modified:
-        model.opset_imports[""] = max(model.opset_imports[""], OPSET)
+        model.opset_imports[DOMAIN] = VERSION
         model.graph.sort()
     return ir.passes.PassResult(model, modified=modified)
 
@@ -127,30 +127,37 @@ def _fuse_rotation(graph: ir.Graph, found: Rotation) -> None:
 
 def _turn(graph: ir.Graph, found: Rotation, old: ir.Value, x: ir.Value) -> None:
     """Put x (B, T, A, K), turned, in the place of `old`, which may be x itself."""
-    assert old.shape is not None
-    batch, tokens, heads, width = (int(extent) for extent in old.shape.numpy())
-    positions = tokens * heads
-    tables = [_table(graph, each, (batch, tokens, heads)) for each in (found.cos, found.sin)]
+    assert found.count is not None
+    heads, width = edit.extent(old, 2), edit.extent(old, 3)
+    own = heads if found.count[1] > 1 else 1
+    # (B, T, A·K) and a row a token, or (B, T·A, K) and a row a token and head
+    rows, back = ([0, 0, heads * width], [0, 0, heads, width]) if own == 1 else ([0, -1, width], [0, -1, heads, width])
+    first = edit.constant(graph, "int64_vector_0", np.zeros(1, np.int64))  # the position of the first row
     name = f"{old.name}_rotary"
-    flat = edit.node("Reshape", [x, edit.integers(graph, [batch, positions, width])], f"{name}_rows", x.dtype)
-    turned = edit.node("RotaryEmbedding", [flat.outputs[0], *tables], name, x.dtype, num_heads=1)
-    back = edit.node(
-        "Reshape", [turned.outputs[0], edit.integers(graph, [batch, tokens, heads, width])], f"{name}_heads", x.dtype
-    )
-    edit.rename_to(back.outputs[0], old)
+    flat = edit.node("Reshape", [x, edit.integers(graph, rows)], f"{name}_rows", x.dtype)
+    tables = [_rows(graph, each, own) for each in (found.cos, found.sin)]
+    turned = edit.node("RotaryEmbedding", [flat.outputs[0], first, *tables], name, x.dtype, domain=DOMAIN)
+    last = edit.node("Reshape", [turned.outputs[0], edit.integers(graph, back)], f"{name}_heads", x.dtype)
+    edit.rename_to(last.outputs[0], old)
     flat.replace_input_with(0, x)
-    for each in (flat, turned, back):
+    for each in (flat, turned, last):
         graph.append(each)
 
 
-def _table(graph: ir.Graph, table: ir.Value, extents: tuple[int, int, int]) -> ir.Value:
-    """(T, 1, A or 1, 1, K/2), where A may be of q and k together, → (B, T·A, K/2)."""
-    batch, tokens, heads = extents
-    array = edit.array_of(table)
-    rows = array.reshape(tokens, -1, array.shape[-1])
-    rows = np.tile(rows, (1, heads // rows.shape[1], 1))
-    rows = rows.reshape(1, tokens * heads, -1).repeat(batch, 0)
-    return edit.constant(graph, f"{table.name}_of_{heads}_heads", rows)
+def _rows(graph: ir.Graph, table: ir.Value, heads: int) -> ir.Value:
+    """(T, 1, A or 1, 1, K/2) → (T·A or T, K/2), once a table, for `heads` heads."""
+    width, name = edit.extent(table, -1), f"{table.name}_of_{heads}_heads"
+    if table.const_value is not None:
+        array = edit.array_of(table)
+        rows = array.reshape(len(array), -1, width)
+        return edit.constant(graph, name, np.tile(rows, (1, heads // rows.shape[1], 1)).reshape(-1, width))
+    assert edit.extent(table, 2) == heads
+    for user, _ in table.uses():
+        if user.name == name:
+            return user.outputs[0]
+    node = edit.node("Reshape", [table, edit.integers(graph, [-1, width])], name, table.dtype)
+    graph.append(node)
+    return node.outputs[0]
 
 
 def start_of_heads(node: ir.Node) -> int | None:
@@ -191,8 +198,8 @@ def _fuse_attention(graph: ir.Graph, found: Attention) -> None:
         for part, which in ((found.q, "q"), (found.k, "k"), (found.v, "v"))
     ]
     inputs = [each.outputs[0] for each in flat]
-    counts = {"q_num_heads": heads, "kv_num_heads": heads}
-    fused = edit.node("Attention", inputs, f"{name}_attention", y.dtype, **counts, scale=1.0)  # the scale is in q
+    more = {"num_heads": heads, "scale": 1.0}  # the scale is in q
+    fused = edit.node("MultiHeadAttention", inputs, f"{name}_attention", y.dtype, domain=DOMAIN, **more)
     edit.rename_to(fused.outputs[0], y)
     for each in (*flat, fused):
         graph.append(each)

@@ -19,10 +19,12 @@ def node(
     inputs: Sequence[ir.Value | None],
     name: str,
     dtype: ir.DataType | None,
+    *,
+    domain: str = "",
     **attributes: float,
 ) -> ir.Node:
     """A node of one output, which has its name."""
-    made = ir.node(kind, inputs, attributes=attributes, name=name)
+    made = ir.node(kind, inputs, attributes=attributes, domain=domain, name=name)
     output = made.outputs[0]
     output.name = name
     if dtype is not None:
@@ -66,6 +68,13 @@ def array_of(value: ir.Value) -> Array:
     assert value.const_value is not None
     array: Array = value.const_value.numpy()
     return array
+
+
+def extent(value: ir.Value, axis: int) -> int:
+    """Of an axis that is not open."""
+    found = None if value.shape is None else value.shape[axis]
+    assert isinstance(found, int), f"{value.name} has the shape {value.shape}"
+    return found
 
 
 def producer(value: ir.Value | None, kind: str) -> ir.Node | None:

@@ -10,11 +10,16 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ropevit_export.errors import PassError
-from ropevit_export.passes.precision import POLICIES
+from ropevit_export.passes.precision import POLICIES, statistics
 from ropevit_export.values import Precision
 
 # A module's weight or bias, in whatever form a pass has left it.
 _PARAMETER = re.compile(r"^(.+)\.(?:shifted_)?(?:weight|bias)(?:_[a-z0-9]+)?$")
+
+
+def is_parameter(name: str) -> bool:
+    """Whether an initializer is a module's weight or bias."""
+    return _PARAMETER.search(name) is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,13 +46,16 @@ def places(graph: ir.Graph) -> dict[ir.Node, str]:
 
 
 def probed(model: ir.Model) -> tuple[ir.Model, list[Probe]]:
-    """A copy whose further outputs say how large each floating-point value gets, in the order of the graph."""
+    """A copy whose further outputs say how large each floating-point value gets, in the order of the graph; but for
+    those that stay float32 in every precision.
+    """
     copy = model.clone()
     graph = copy.graph
     probes: list[Probe] = []
+    kept = statistics(graph)
     for node, place in places(graph).items():
         value = node.outputs[0]
-        if value.dtype != ir.DataType.FLOAT:
+        if value.dtype != ir.DataType.FLOAT or node in kept:
             continue
         magnitude = ir.node("Abs", [value])
         largest = ir.node("ReduceMax", [magnitude.outputs[0]], attributes={"keepdims": 0})

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ropevit_export.errors import PassError
 from ropevit_export.formats import FORMATS
+from ropevit_export.passes import edit
 from ropevit_export.values import Precision
 
 
@@ -44,7 +45,8 @@ class Policy:
 # definition (`stash_type` 1); runtimes accumulate matrix products and fused attention, softmax included, in float32,
 # and a cast before the softmax would stop that fusion; rounded rotary tables err no more than the queries they turn
 # (2e-4 in float16, 2e-3 in bfloat16); tables of a graph of any size are computed in float32, up to where they meet the
-# image.
+# image. RMS norms have no operator before opset 23: their squares, which float16 could hold of values to 255 only, and
+# what is made of them are float32 by `statistics`.
 POLICIES: dict[Precision, Policy] = {
     "fp16": Policy(precision="fp16"),
     "bf16": Policy(
@@ -69,7 +71,7 @@ class ToHalf(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        data = data_nodes(graph)
+        data = data_nodes(graph).keys() - statistics(graph)
         wanted = {node: self._dtype(node, node in data) for node in graph}
         casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         for node, dtype in wanted.items():
@@ -180,6 +182,23 @@ def data_nodes(graph: ir.Graph) -> dict[ir.Node, None]:
             nodes[node] = None
             reached.update(node.outputs)
     return nodes
+
+
+def statistics(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes of x / sqrt(mean(x·x) + eps): from the square to the quotient."""
+    found: set[ir.Node] = set()
+    for root in graph:
+        if root.op_type != "Sqrt":
+            continue
+        total = edit.producer(root.inputs[0], "Add")
+        mean = None if total is None else edit.producer(total.inputs[0], "ReduceMean")
+        square = None if mean is None else edit.producer(mean.inputs[0], "Mul")
+        quotient = edit.only_user(root.outputs[0], "Div")
+        if total is None or mean is None or square is None or quotient is None:
+            continue
+        if square.inputs[0] is square.inputs[1] is quotient.inputs[0]:
+            found |= {square, mean, total, root, quotient}
+    return found
 
 
 def _is_float(value: ir.Value) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ropevit_export.errors import PassError
+from ropevit_export.passes.places import is_parameter
 
 # Larger initializers take no part: nothing is computed from weights alone, and onnxsim copies what it is given.
 _SMALL = 1024
@@ -46,11 +47,11 @@ class Simplify(ir.passes.FunctionalPass):
 
 
 def _detach_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Make large initializers inputs without a value."""
+    """Make large initializers and all parameters inputs without a value: of equal ones onnxsim makes one."""
     weights: dict[str, ir.TensorProtocol] = {}
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes > _SMALL:
+        if tensor is not None and (tensor.nbytes > _SMALL or is_parameter(name)):
             weights[name] = tensor
             value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
             del model.graph.initializers[name]

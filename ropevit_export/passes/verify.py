@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ropevit_export.errors import PassError, first_line
-from ropevit_export.values import Graph
+from ropevit_export.passes.operators import DOMAIN
+from ropevit_export.values import Form, Graph
 
 # Control flow and scatters stop TensorRT; trigonometry means that a table was left to the runtime.
 FORBIDDEN = frozenset({"If", "Loop", "Scan", "ScatterND", "ScatterElements", "Sin", "Cos", "Range", "Resize", "Einsum"})
 _COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
-_DOMAINS = ("", "ai.onnx")
+_STANDARD = ("", "ai.onnx")
+_DOMAINS: dict[Form, tuple[str, ...]] = {
+    "portable": _STANDARD,
+    "onnxruntime": (*_STANDARD, DOMAIN),
+    "openvino": _STANDARD,
+}
 
 
-def verify(graph: Graph) -> None:
+def verify(graph: Graph, form: Form = "portable") -> None:
     """Raise PassError with every fault found: operators, types, names, shapes, tables stored twice, ONNX's checker."""
     model = graph.model
-    faults = [*_operator_faults(model), *_type_faults(model), *_interface_faults(graph), *_duplicate_faults(model)]
+    faults = [
+        *_operator_faults(model, _DOMAINS[form]),
+        *_type_faults(model),
+        *_interface_faults(graph),
+        *_duplicate_faults(model),
+    ]
     if faults:
         raise PassError(f"the graph is not legal: {'; '.join(faults)}.")
     try:
@@ -28,9 +40,9 @@ def verify(graph: Graph) -> None:
         raise PassError(f"onnx.checker refuses the graph: {first_line(error)}") from error
 
 
-def _operator_faults(model: ir.Model) -> list[str]:
+def _operator_faults(model: ir.Model, domains: Sequence[str]) -> list[str]:
     kinds = Counter(node.op_type for node in model.graph.all_nodes())
-    foreign = {node.domain for node in model.graph.all_nodes()} - set(_DOMAINS)
+    foreign = {node.domain for node in model.graph.all_nodes()} - set(domains)
     faults = [f"{kinds[kind]} {kind}" for kind in sorted(FORBIDDEN & kinds.keys())]
     if foreign:
         faults.append(f"operators of {', '.join(sorted(foreign))}")

@@ -9,28 +9,32 @@ P pairs · S side of the checkpoint's grid · W width of the model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ropevit_export import cubic
+from ropevit_export import kernels
 
 if TYPE_CHECKING:
     from ropevit_export.values import Arrays, Factors, FloatArray
 
 # What names end in where every extent has rows of its own, extent n from row n(n - 1)/2.
 BY_EXTENT = "_by_extent"
+# An absolute embedding's name by how it is resized: a host that knows only one then finds none, not a wrong one.
+_EMBEDDINGS = {"bicubic": "pos_embed", "bilinear": "pos_embed_bilinear"}
 
 
-def parts(factors: Sequence[Factors], pos_embed: FloatArray | None, *, by_extent: bool) -> dict[str, FloatArray]:
+def parts(
+    factors: Sequence[Factors], pos_embed: FloatArray | None, *, by_extent: bool, interpolation: str = "bicubic"
+) -> dict[str, FloatArray]:
     """What `fill` needs for grids up to a limit: the factors of each block (`tables.block_factors`) and an absolute
-    embedding (1, S·S, W) or none.
+    embedding of the patches (S, S, W) or none, whose grid need not be square, and which is resized by an interpolation.
 
-    cos_x, sin_x (L, C, A, P) and cos_y, sin_y (L, R, A, P) of a model that turns; pos_embed (S, S, W). With `by_extent`
-    every number of columns and rows has a table of its own, and the names end in `_by_extent`.
+    cos_x, sin_x (L, C, A, P) and cos_y, sin_y (L, R, A, P) of a model that turns; pos_embed as it is, under the name
+    pos_embed_bilinear where that is how it is resized. With `by_extent` every number of columns and rows has a table of
+    its own, and the names end in `_by_extent`.
     """
     made: dict[str, FloatArray] = {}
     distinct = list({id(each): each for each in factors}.values())
@@ -40,8 +44,7 @@ def parts(factors: Sequence[Factors], pos_embed: FloatArray | None, *, by_extent
             if distinct:
                 made[f"{label}_{name}{ending}"] = np.stack([each[axis][kind] for each in distinct])
     if pos_embed is not None:
-        side = math.isqrt(pos_embed.shape[1])
-        made["pos_embed"] = pos_embed.reshape(side, side, -1)
+        made[_EMBEDDINGS[interpolation]] = pos_embed
     return made
 
 
@@ -57,10 +60,12 @@ def fill(made: Arrays, rows: int, columns: int, prefix: int) -> dict[str, FloatA
         cos_y, sin_y = (_part(made, f"{kind}_y", rows)[:, :, None] for kind in ("cos", "sin"))
         filled["cos"] = _behind_prefix(cos_x * cos_y - sin_x * sin_y, prefix, 1.0)
         filled["sin"] = _behind_prefix(sin_x * cos_y + cos_x * sin_y, prefix, 0.0)
-    if "pos_embed" in made:
-        embed = made["pos_embed"]
-        y, x = (_resizing(extent, len(embed)) for extent in (rows, columns))
-        resized = np.einsum("rs,stw,ct->rcw", y, embed, x, optimize=True)
+    for interpolation, name in _EMBEDDINGS.items():
+        if name not in made:
+            continue
+        embed = made[name]
+        lines = _resized(embed.astype(np.float64), rows, interpolation)
+        resized = _resized(lines.swapaxes(0, 1), columns, interpolation).swapaxes(0, 1)
         filled["pos_embed"] = resized.reshape(rows * columns, -1).astype(np.float32)
     return filled
 
@@ -80,11 +85,18 @@ def _behind_prefix(grid_LRCAP: FloatArray, prefix: int, identity: float) -> Floa
     return table
 
 
-def _resizing(extent: int, side: int) -> npt.NDArray[np.float64]:
-    """(extent, side): bicubic resizing along one axis, `align_corners=False`, no antialiasing, edges repeated."""
+def _resized(vectors: npt.NDArray[np.float64], extent: int, interpolation: str) -> npt.NDArray[np.float64]:
+    """The first axis resized: `align_corners=False`, no antialiasing, edges repeated; in float64.
+
+    Four products are added from the first tap to the last and by nothing else, so that a host in another language gets
+    the same bits.
+    """
+    side = len(vectors)
     centre = (np.arange(extent) + 0.5) * side / extent - 0.5
-    taps = np.floor(centre).astype(np.int64)[:, None] + np.arange(-1, 3)
-    distance = np.abs(centre[:, None] - taps)
-    matrix = np.zeros((extent, side))
-    np.add.at(matrix, (np.arange(extent)[:, None], np.clip(taps, 0, side - 1)), cubic.weight(distance))
-    return matrix
+    low = np.floor(centre).astype(np.int64) - 1
+    total = np.zeros((extent, *vectors.shape[1:]))
+    kernel = kernels.KERNELS[interpolation]
+    for tap in (low, low + 1, low + 2, low + 3):
+        weight = kernel(np.abs(centre - tap)).reshape(-1, *[1] * (vectors.ndim - 1))
+        total += weight * vectors[np.clip(tap, 0, side - 1)]
+    return total

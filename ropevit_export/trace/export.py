@@ -46,13 +46,16 @@ def trace_inputs(spec: ModelSpec, weights: Weights, io: IoSpec) -> Graph:
     return _export(DeployVit(spec, weights, None, io), spec, io)
 
 
-def export_plain(module: torch.nn.Module, images: FloatArray, path: Path, outputs: Sequence[str]) -> None:
+def export_plain(
+    module: torch.nn.Module, images: FloatArray, path: Path, outputs: Sequence[str], dtype: str | None = None
+) -> None:
     """What a user without this package would do: `torch.onnx.export` of the unfolded model, all options left alone.
 
-    The graph is in the module's own format; `images` are float32.
+    The graph is in the module's own format; `images` are float32. `dtype`: what the graph takes, if another format.
     """
     _hush()
-    example = torch.from_numpy(images).to(next(module.parameters()).dtype)
+    taken: torch.dtype = getattr(torch, dtype) if dtype else next(module.parameters()).dtype
+    example = torch.from_numpy(images).to(taken)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -5,14 +5,14 @@ Legend: R rows · C columns · T tokens (prefix first) · A heads (1: all alike)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ropevit_export import cubic
+from ropevit_export import kernels
+from ropevit_export.models.spec import Interpolation
 
 if TYPE_CHECKING:
     from ropevit_export.values import Factors, Tables
@@ -78,7 +78,8 @@ class FactorBank(nn.Module):
 
     @staticmethod
     def _behind_prefix(table_RCAP: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
-        return torch.cat([identity, table_RCAP.flatten(0, 1).unsqueeze(2).unsqueeze(1)])
+        table = table_RCAP.flatten(0, 1).unsqueeze(2).unsqueeze(1)
+        return torch.cat([identity, table]) if len(identity) else table
 
 
 def given_pairs(cos_LTAP: torch.Tensor, sin_LTAP: torch.Tensor, blocks: int) -> list[Pair]:
@@ -89,38 +90,44 @@ def given_pairs(cos_LTAP: torch.Tensor, sin_LTAP: torch.Tensor, blocks: int) -> 
 
 
 class ResizedEmbedding(nn.Module):
-    """An absolute embedding resized bicubically in the graph: `align_corners=False`, no antialiasing, edges repeated.
+    """An absolute embedding resized in the graph, bicubically or bilinearly: `align_corners=False`, no antialiasing,
+    edges repeated.
 
-    Bicubic resizing is separable: a matrix (R, side) from the left and one (C, side) from the right. Their entries are
-    the cubic kernel at the distance of two centres, built from the size by arithmetic that every runtime has.
+    Both are separable: a matrix (R, side) from the left and one (C, side) from the right. Their entries are the kernel
+    at the distance of two centres, built from the size by arithmetic that every runtime has.
     """
 
     embed: torch.Tensor
     centres: torch.Tensor
-    taps: torch.Tensor
-    edges: torch.Tensor
 
-    def __init__(self, embed_1TW: torch.Tensor, limit: int) -> None:
+    def __init__(
+        self, embed_1TW: torch.Tensor, grid: tuple[int, int], limit: int, interpolation: Interpolation
+    ) -> None:
         super().__init__()
-        self.side = math.isqrt(embed_1TW.shape[1])
-        self.register_buffer("embed", embed_1TW.reshape(self.side, self.side, -1))
+        self.kernel = kernels.KERNELS[interpolation]
+        self.grid = grid
+        self.register_buffer("embed", embed_1TW.reshape(*grid, -1))
         self.register_buffer("centres", torch.arange(limit) + 0.5)
         # The kernel reaches two taps beyond each edge; their weights go to the edge itself.
-        reach = torch.arange(-2, self.side + 2)
-        self.register_buffer("taps", reach.float()[None])
-        self.register_buffer("edges", torch.eye(self.side)[reach.clamp(0, self.side - 1)])
+        for suffix, side in {"": grid[0], "_x": grid[1]}.items():
+            if suffix and grid[0] == grid[1]:
+                continue  # of a square grid both axes share them
+            reach = torch.arange(-2, side + 2)
+            self.register_buffer(f"taps{suffix}", reach.float()[None])
+            self.register_buffer(f"edges{suffix}", torch.eye(side)[reach.clamp(0, side - 1)])
 
     def forward(self, rows: int, columns: int) -> torch.Tensor:
         """(1, R·C, W)."""
-        x = self._matrix(columns) @ self.embed  # (side, C, W)
+        x = self._matrix(columns, "" if self.grid[0] == self.grid[1] else "_x") @ self.embed  # (rows of the file, C, W)
         y = self._matrix(rows) @ x.flatten(1)
         return y.reshape(1, rows * columns, -1)
 
-    def _matrix(self, extent: int) -> torch.Tensor:
+    def _matrix(self, extent: int, axis: str = "") -> torch.Tensor:
         """(extent, side)."""
-        scale = self.side / torch.scalar_tensor(extent, dtype=torch.float32)
-        distance = (self.centres[:extent, None] * scale - 0.5 - self.taps).abs()
-        return cubic.weight(distance) @ self.edges
+        taps, edges = getattr(self, f"taps{axis}"), getattr(self, f"edges{axis}")
+        scale = edges.shape[1] / torch.scalar_tensor(extent, dtype=torch.float32)
+        distance = (self.centres[:extent, None] * scale - 0.5 - taps).abs()
+        return self.kernel(distance) @ edges
 
 
 def _owners(pairs: Sequence[object]) -> list[int]:

@@ -34,6 +34,7 @@ class DeploySwin(nn.Module):
         self.positions = positions
         window = self.window = spec.window(io.resolution)
         rows, columns = spec.grid(io.resolution)
+        self.last_map = (rows >> len(spec.depths) - 1, columns >> len(spec.depths) - 1)
         self.blocks = nn.ModuleList()
         self.merges = nn.ModuleDict()
         for index, (prefix, stage) in enumerate(spec.blocks):
@@ -55,12 +56,17 @@ class DeploySwin(nn.Module):
             x = block(x, *pair)
             if str(index) in self.merges:
                 x = self.merges[str(index)](x)
-        x = self.norm(x)  # the last stage is one window: its order is the map's
+        x = self.norm(x)
         answers = []
         for output in self.io.outputs:
-            answer = x if output.kind == "tokens" else x.mean(1)
+            answer = self._in_order(x) if output.kind == "tokens" else x.mean(1)
             answers.append(self.head(answer) if output.kind == "logits" and self.head is not None else answer)
         return tuple(answers)
+
+    def _in_order(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        """Tokens of the last stage row by row; where it is one window, as it is by the authors' rule, they are."""
+        size = self.last_map
+        return x_BTC if size == self.window else mapped(x_BTC, size, self.window).flatten(1, 2)
 
 
 class Block(nn.Module):
@@ -87,9 +93,9 @@ class Block(nn.Module):
         self.shift = tuple(w // 2 if shifted and s > w else 0 for s, w in zip(size, window, strict=True))
         self.norm1 = Norm(tensors, f"{prefix}norm1", spec.norm_eps)
         rotary = spec.rope.kind != "none"
-        self.attention = Attention(tensors, prefix, heads=heads, reorder=rotary, gain=None, first_only=False)
+        self.attention = Attention(spec, tensors, f"{prefix}attn", heads=heads, reorder=rotary)
         self.norm2 = Norm(tensors, f"{prefix}norm2", spec.norm_eps)
-        self.mlp = MLPS[spec.mlp](tensors, prefix, None)
+        self.mlp = MLPS[spec.mlp](spec, tensors, f"{prefix}mlp", None)
         bias = None if rotary else position_bias(tensors[f"{prefix}attn.relative_position_bias_table"], window)
         self.register_buffer("bias", bias)
         mask = shift_mask(size, window, self.shift) if any(self.shift) else None

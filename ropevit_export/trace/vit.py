@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from ropevit_export.models.spec import ModelSpec
-from ropevit_export.trace.attention import Attention
-from ropevit_export.trace.fold import Norm, PatchEmbed, Tensors, linear
+from ropevit_export.trace.attention import Attention, AttentionPool
+from ropevit_export.trace.fold import PatchEmbed, Tensors, linear, norm
 from ropevit_export.trace.mlp import MLPS
 from ropevit_export.trace.positions import FactorBank, Pair, ResizedEmbedding, TableBank, given_pairs
 from ropevit_export.values import IoSpec, Output, Pool, Weights
@@ -25,7 +25,7 @@ class DeployVit(nn.Module):
     where any size goes the checkpoint's own.
     """
 
-    prefix: torch.Tensor
+    prefix: torch.Tensor | None
     pos_embed: torch.Tensor | None
 
     def __init__(self, spec: ModelSpec, weights: Weights, positions: TableBank | FactorBank | None, io: IoSpec) -> None:
@@ -33,19 +33,27 @@ class DeployVit(nn.Module):
         tensors = weights.tensors
         self.io = io
         self.embed = PatchEmbed(tensors, spec.transform, pixels=io.pixels)
-        self.register_buffer("prefix", torch.cat([tensors[name] for name in PREFIX if name in tensors], 1))
         self.count = spec.prefix
-        self.register_buffer("pos_embed", None if io.any_size else tensors.get("pos_embed"))
+        front, grid = embeddings(spec, tensors)
+        prefix = [tensors[name] for name in PREFIX if name in tensors]
+        self.register_buffer("prefix", (torch.cat(prefix, 1) + (0 if front is None else front)) if prefix else None)
+        self.register_buffer("pos_embed", None if io.any_size else grid)
         limit = max(spec.grid(io.resolution))
-        resizes = spec.ape and io.rope == "dynamic"
-        self.resized = ResizedEmbedding(tensors["pos_embed"], limit) if resizes else None
+        resized = weights.embed_grid if io.rope == "dynamic" else None
+        self.resized = (
+            None if grid is None or resized is None else ResizedEmbedding(grid, resized, limit, spec.ape_resize)
+        )
+        self.norm_pre = norm(spec, tensors, "norm_pre") if spec.pre_norm else nn.Identity()
         self.positions = positions
         last, first_only = last_block(spec, io.outputs), only_class_token(spec, io.outputs)
         self.blocks = nn.ModuleList(
             Block(spec, tensors, prefix, first_only=first_only and index == last)
             for index, (prefix, _) in enumerate(spec.blocks[: last + 1])
         )
-        self.norm = Norm(tensors, "norm", spec.norm_eps)
+        self.norm = norm(spec, tensors, "norm") if spec.final_norm else nn.Identity()
+        pools = {output.pool for output in io.outputs}
+        self.attn_pool = AttentionPool(spec, tensors, "attn_pool") if "map" in pools else None
+        self.fc_norm = norm(spec, tensors, "fc_norm") if spec.pooled_norm else nn.Identity()
         self.head = linear(tensors, "head") if "logits" in io.output_names else None
 
     def forward(
@@ -56,15 +64,7 @@ class DeployVit(nn.Module):
         pos_embed: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """`values.IoSpec.inputs` to its outputs, in order; all but the image are the host's, where it fills them."""
-        patches = self.embed(image)
-        rows, columns = patches.shape[2:]
-        x = patches.flatten(2).transpose(1, 2)
-        embedding = self.pos_embed if pos_embed is None else pos_embed
-        if self.resized is not None:
-            embedding = self.resized(rows, columns)
-        if embedding is not None:
-            x = x + embedding
-        x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], 1)
+        x, rows, columns = self._tokens(image, pos_embed)
         pairs: Sequence[Pair | tuple[None, None]] = [(None, None)] * len(self.blocks)
         if self.positions is not None:
             pairs = self.positions(rows, columns)
@@ -76,16 +76,33 @@ class DeployVit(nn.Module):
             x = block(x, *pair)
             if index in wanted:
                 kept[index] = x
-        answers = []
-        for output in self.io.outputs:
-            if output.block is not None:
-                answers.append(self._map(kept[output.block], rows, columns, normed=output.normed))
-            elif output.kind == "tokens":
-                answers.append(self.norm(x))
-            else:
-                pooled = self._pooled(x, output.pool or "token")
-                answers.append(self.head(pooled) if output.kind == "logits" and self.head is not None else pooled)
-        return tuple(answers)
+        return tuple(self._answer(output, x, kept, rows, columns) for output in self.io.outputs)
+
+    def _tokens(self, image: torch.Tensor, pos_embed: torch.Tensor | None) -> tuple[torch.Tensor, int, int]:
+        """What the first block reads, (B, T, C), and the rows and columns of the patches."""
+        patches = self.embed(image)
+        rows, columns = patches.shape[2:]
+        x = patches.flatten(2).transpose(1, 2)
+        embedding = self.pos_embed if pos_embed is None else pos_embed
+        if self.resized is not None:
+            embedding = self.resized(rows, columns)
+        if embedding is not None:
+            x = x + embedding
+        if self.prefix is not None:
+            x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], 1)
+        return self.norm_pre(x), rows, columns
+
+    def _answer(
+        self, output: Output, x: torch.Tensor, kept: Mapping[int, torch.Tensor], rows: int, columns: int
+    ) -> torch.Tensor:
+        if output.block is not None:
+            return self._map(kept[output.block], rows, columns, normed=output.normed)
+        if output.kind == "tokens":
+            return self.norm(x)
+        if output.kind == "cls":
+            return self._pooled(x, "token")
+        pooled = self.fc_norm(self._pooled(x, output.pool or "token"))
+        return self.head(pooled) if output.kind == "logits" and self.head is not None else pooled
 
     def _map(self, x_BTC: torch.Tensor, rows: int, columns: int, *, normed: bool) -> torch.Tensor:
         """The patch tokens as (B, C, rows, columns)."""
@@ -95,9 +112,20 @@ class DeployVit(nn.Module):
 
     def _pooled(self, x_BTC: torch.Tensor, pool: Pool) -> torch.Tensor:
         """(B, C). The norm is every token's own, so what is not read is cut off before it."""
+        if pool == "map":
+            assert self.attn_pool is not None
+            return self.attn_pool(self.norm(x_BTC))
         if pool == "avg":
             return self.norm(x_BTC[:, self.count :]).mean(1)
         return self.norm(x_BTC[:, :1]).flatten(1)
+
+
+def embeddings(spec: ModelSpec, tensors: Tensors) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The absolute embedding of the tokens before the patches, and of the patches, each (1, T, C) or none."""
+    if not spec.ape:
+        return None, None
+    front, grid = tensors["pos_embed"].tensor_split([spec.embedded_prefix], 1)
+    return front if spec.embedded_prefix else None, grid
 
 
 def last_block(spec: ModelSpec, outputs: Sequence[Output]) -> int:
@@ -119,17 +147,18 @@ class Block(nn.Module):
     def __init__(self, spec: ModelSpec, tensors: Tensors, prefix: str, *, first_only: bool) -> None:
         super().__init__()
         self.first_only = first_only
-        self.norm1 = Norm(tensors, f"{prefix}norm1", spec.norm_eps)
+        self.norm1 = norm(spec, tensors, f"{prefix}norm1")
         self.attention = Attention(
+            spec,
             tensors,
-            prefix,
+            f"{prefix}attn",
             heads=spec.heads[0],
             reorder=spec.rope.kind != "none" and spec.rope.layout == "adjacent",
             gain=tensors.get(f"{prefix}gamma_1"),
             first_only=first_only,
         )
-        self.norm2 = Norm(tensors, f"{prefix}norm2", spec.norm_eps)
-        self.mlp = MLPS[spec.mlp](tensors, prefix, tensors.get(f"{prefix}gamma_2"))
+        self.norm2 = norm(spec, tensors, f"{prefix}norm2")
+        self.mlp = MLPS[spec.mlp](spec, tensors, f"{prefix}mlp", tensors.get(f"{prefix}gamma_2"))
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None) -> torch.Tensor:
         # The class token's own norm: as a slice of all tokens' it would have to be kept, in float32, for two readers.

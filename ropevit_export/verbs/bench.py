@@ -337,12 +337,14 @@ def _peer_precision(contender: Contender, listed: manifest.Manifest) -> Precisio
 
 
 def _plain(backend: str, model: Any, precision: Precision, images: FloatArray, outputs: Sequence[str]) -> Runner:
-    """The model's plain export on a backend; on one that runs engines, an engine built from it."""
+    """The model's plain export on a backend, on float32 images as all contenders; on a backend that runs engines, an
+    engine built from it.
+    """
     from ropevit_export.trace.export import export_plain
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plain.onnx"
-        export_plain(model, images, path, outputs)
+        export_plain(model, images, path, outputs, "float32")
         if backend not in ENGINES:
             return runner(backend, path, precision)
         maker = BUILDERS[backend]()

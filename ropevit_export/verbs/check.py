@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ropevit_export.backends.select import checkers, form
 from ropevit_export.bundle import golden, manifest
 from ropevit_export.errors import BackendError, BundleError
 from ropevit_export.machine.files import sha256
@@ -66,10 +67,10 @@ def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
 def _of_backend(bundle: Path, listed: manifest.Manifest, backend: str) -> list[manifest.ArtifactEntry]:
     """Engines or IR of the backend's kind; where it has no kind, or the bundle no IR, the ONNX graphs.
 
-    Of an 8-bit graph in two forms the one for ONNX Runtime's CPU provider is run by nothing else.
+    Of a graph in several forms those for other runtimes are left out.
     """
     own = [each for each in listed.artifacts if each.kind == backend] or artifacts(bundle, listed, backend)
-    return [each for each in own if each.form == "portable" or backend == each.form]
+    return [each for each in own if each.form in ("portable", form(backend, each.precision))]
 
 
 def _checked(bundle: Path, listed: manifest.Manifest, artifact: manifest.ArtifactEntry, backend: str | None) -> Checked:
@@ -101,8 +102,6 @@ def _checked(bundle: Path, listed: manifest.Manifest, artifact: manifest.Artifac
 
 def _runners(bundle: Path, artifact: manifest.ArtifactEntry, backend: str | None) -> Iterable[Runner]:
     """What an artifact is run on. Raises BackendError where an engine, or what the backend would run, does not load."""
-    from ropevit_export.backends.select import checkers
-
     if backend is None and artifact.kind == "onnx":
         return checkers(bundle / artifact.path, artifact.precision)
     return [open_artifact(bundle, artifact, backend or artifact.kind)]

@@ -7,20 +7,17 @@ or print its reasons where nobody reads them.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ropevit_export.errors import BackendError, RopevitError, last_line, with_kind
+from ropevit_export.errors import BackendError, RopevitError, with_kind
 from ropevit_export.machine import hardware
+from ropevit_export.machine.worker import Channel, WorkerDiedError, ask_each
 
 _SECONDS = 120
 _GRAPH = """
@@ -125,13 +122,8 @@ class Diagnosis:
 def diagnose(progress: Callable[[str], None] = lambda stage: None) -> Diagnosis:
     """Try everything; takes as long as importing PyTorch. Never raises for what is missing or broken."""
     _, no_gpu = hardware.gpus()
-    with ThreadPoolExecutor(max_workers=hardware.cores() or 2) as pool:
-        waiting = [pool.submit(tried, does, name) for does, name in trials()]
-        backends = []
-        for each in waiting:
-            backends.append(each.result())
-            progress(backends[-1].name)
-    return Diagnosis(machine=hardware.facts(), no_gpu=no_gpu, packages=packages(), backends=tuple(backends))
+    backends = tried(trials(), progress)
+    return Diagnosis(machine=hardware.facts(), no_gpu=no_gpu, packages=packages(), backends=backends)
 
 
 def trials() -> list[tuple[str, str]]:
@@ -161,31 +153,26 @@ def _version(name: str) -> str | None:
     return None
 
 
-def tried(does: str, name: str) -> Backend:
-    """One of `trials`, in a process of its own."""
-    code = "import sys; from ropevit_export.verbs import doctor; doctor.answer(*sys.argv[1:])"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, does, name], capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return Backend(name=name, does=does, usable=False, says=f"gave no answer in {_SECONDS} s.")
-    with suppress(ValueError, IndexError, TypeError):
-        usable, says = json.loads(done.stdout.splitlines()[-1])["doctor"]
-        return Backend(name=name, does=does, usable=usable, says=says)
-    return Backend(name=name, does=does, usable=False, says=_death(done.returncode, done.stderr))
+def tried(
+    trials: Sequence[tuple[str, str]], progress: Callable[[str], None] = lambda stage: None
+) -> tuple[Backend, ...]:
+    """Trials, each in a process of its own, as many at once as there are cores."""
+    found = []
+    with closing(ask_each(_answer, trials, seconds=_SECONDS, at_once=hardware.cores() or 2)) as answers:
+        for (does, name), said in zip(trials, answers, strict=True):
+            if isinstance(said, WorkerDiedError):
+                usable, says = False, f"its process ended {said}"
+            elif isinstance(said, TimeoutError):
+                usable, says = False, f"{said}."
+            else:
+                usable, says = said
+            found.append(Backend(name=name, does=does, usable=usable, says=says))
+            progress(name)
+    return tuple(found)
 
 
-def _death(code: int, printed: str) -> str:
-    last = last_line(printed or "it printed nothing")
-    if code < 0:
-        with suppress(ValueError):
-            return f"its process was killed by {signal.Signals(-code).name}: {last}"
-    return f"its process ended with exit code {code}: {last}"
-
-
-def answer(does: str, name: str) -> None:
-    """In a process of its own: try one backend, and print (usable, sentence) as the last line."""
+def _answer(channel: Channel, does: str, name: str) -> None:
+    """In a process of its own: try one backend, and say (usable, sentence)."""
     attempts: dict[str, Callable[[str], str]] = {
         "reference": _reference,
         "runs": _runs,
@@ -193,12 +180,11 @@ def answer(does: str, name: str) -> None:
         "draws": _draws,
     }
     try:
-        said = (True, attempts[does](name))
+        channel.say((True, attempts[does](name)))
     except RopevitError as error:
-        said = (False, str(error))
+        channel.say((False, str(error)))
     except Exception as error:  # of a broken library, anything
-        said = (False, with_kind(error))
-    print(f"\n{json.dumps({'doctor': said})}", flush=True)
+        channel.say((False, with_kind(error)))
 
 
 def _reference(name: str) -> str:

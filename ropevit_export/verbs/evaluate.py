@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ from PIL import Image
 from ropevit_export.backends.select import checkers
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BundleError, InputError
-from ropevit_export.images.files import BUILT_IN, DIGITS_FOLDER, image_files, opened
+from ropevit_export.formats import EIGHT_BITS
+from ropevit_export.images.files import BUILT_IN, DIGITS_FOLDER, image_files, opened, readable
 from ropevit_export.images.preprocess import crop, normalise
 from ropevit_export.models.spec import Preprocess
 from ropevit_export.models.zoo import DIGITS
@@ -42,11 +43,14 @@ Answer = Callable[[npt.NDArray[np.uint8]], "Array"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Labelled:
-    """Images, opened by their number, and their classes. `imagenet`: ImageNet-1k's 1000 folders, nXXXXXXXX."""
+    """Images, opened by their number, and their classes. `files`: theirs, if they are files. `imagenet`: ImageNet-1k's
+    1000 folders, nXXXXXXXX.
+    """
 
     labels: npt.NDArray[np.int64]
     open: Callable[[int], Image.Image]
     imagenet: bool
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +58,7 @@ class Accuracy:
     """One contender at one size. Percent; `difference` to PyTorch in points, with its standard error.
 
     `top5`: None where there are no more than five classes. `published`: the authors' top-1, where the data is ImageNet.
+    `unreadable`: pictures that were left out because they can't be read.
     """
 
     contender: str
@@ -65,6 +70,7 @@ class Accuracy:
     difference: float
     standard_error: float
     published: float | None
+    unreadable: int = 0
 
 
 def labelled(data: str, classes: int) -> Labelled:
@@ -84,7 +90,10 @@ def labelled(data: str, classes: int) -> Labelled:
     named = all(folder.name[:1] == "n" and folder.name[1:].isdigit() for folder in folders)
     labels = np.array([label for _, label in files])
     return Labelled(
-        labels=labels, open=lambda index: opened(files[index][0]), imagenet=named and classes == IMAGENET_CLASSES
+        labels=labels,
+        open=lambda index: opened(files[index][0]),
+        imagenet=named and classes == IMAGENET_CLASSES,
+        files=tuple(path for path, _ in files),
     )
 
 
@@ -114,13 +123,15 @@ def evaluate(
     backend: str | None = None,
     resolution: Resolution | None = None,
     limit: int | None = None,
+    skip_unreadable: bool = False,
     progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> list[Accuracy]:
     """Accuracy of PyTorch and of every graph of a bundle at each size it names, or at one.
 
     weights: where PyTorch has them from, if not from where the manifest says; must be the same. backend: what runs the
     graphs; by default what `check` uses, which computes in the graph's own precision. limit: only that many images,
-    spread over all classes. Raises RopevitError.
+    spread over all classes. skip_unreadable: leave pictures out that can't be read; without it they are an error,
+    before anything is computed. Raises RopevitError.
     """
     listed = manifest.read(bundle)
     if LOGITS not in (entry.name for entry in listed.artifacts[0].outputs):
@@ -128,13 +139,18 @@ def evaluate(
     everything = labelled(data, listed.classes)
     count = len(everything.labels)
     chosen = np.arange(count) if limit is None else np.unique(np.linspace(0, count - 1, min(limit, count)).astype(int))
+    wanted = len(chosen)
+    if everything.files:
+        files = {everything.files[index]: index for index in chosen}
+        chosen = np.array([files[path] for path in readable(list(files), f"--data {data}", skip=skip_unreadable)])
     sizes = _sizes(listed, resolution)
     out: list[Accuracy] = []
     for number, size in enumerate(sizes):
         told = functools.partial(_told, progress, number * len(chosen), len(sizes) * len(chosen))
         contenders = [("PyTorch", *_pytorch(listed, weights, size)), *_graphs(bundle, listed, size, backend)]
         answers = _run(everything, chosen, size, listed, [answer for _, _, answer in contenders], told)
-        out += _rows(listed, contenders, answers, everything, chosen, size)
+        rows = _rows(listed, contenders, answers, everything, chosen, size)
+        out += [replace(row, unreadable=wanted - len(chosen)) for row in rows]
     return out
 
 
@@ -162,7 +178,9 @@ def _graphs(
 ) -> Iterator[tuple[str, str, Answer]]:
     preprocess = Preprocess(**listed.preprocess.model_dump())
     graphs = artifacts(bundle, listed, backend or "onnxruntime")
-    serving = [each for each in graphs if each.takes(size.height, size.width)]
+    # Other forms of a graph have the same numbers, but those of 8 bits.
+    own = [each for each in graphs if each.form == "portable" or each.precision in EIGHT_BITS]
+    serving = [each for each in own if each.takes(size.height, size.width)]
     if not serving:
         raise BundleError(f"{bundle} holds no {backend} engine for {size.height}x{size.width}.")
     for each in serving:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ropevit_export.bundle import manifest
@@ -42,13 +42,17 @@ def reference_of(listed: manifest.Manifest, size: Resolution, weights: str | Non
     Raises InputError where they are not the bundle's, by their SHA-256.
     """
     from ropevit_export.checkpoint import source
-    from ropevit_export.models import reference
-    from ropevit_export.models.adopt import adopt
+    from ropevit_export.models import filed, reference
     from ropevit_export.models.initial import random_checkpoint
     from ropevit_export.models.resize import resize
 
     spec, entry = find_model(listed.model), listed.weights
-    is_random = entry.source == "random"
+    is_random, is_file = entry.source == "random", entry.revision is None and "/" not in entry.source
+    if weights is None and is_file and not is_random:
+        raise InputError(
+            f"the bundle was made from the file {entry.source}, SHA-256 {entry.sha256[:12]}…: "
+            f"give it with --weights PATH/{entry.source}."
+        )
     where = weights or ("random" if is_random else "pretrained")
     revision = entry.revision if where == "pretrained" and not spec.packaged else None
     request = Request(model=spec, resolutions=(size,), weights=where, revision=revision)
@@ -58,6 +62,12 @@ def reference_of(listed: manifest.Manifest, size: Resolution, weights: str | Non
             f"the bundle was made from weights {entry.sha256[:12]}… ({entry.source}), found {checkpoint.sha256[:12]}… "
             f"({checkpoint.source}): give the file with --weights PATH."
         )
-    sized = resize(spec, adopt(spec, checkpoint), size)
+    noted = listed.request or {}
+    if asked := noted.get("window"):
+        rows, columns = map(int, asked.split(","))
+        spec = replace(spec, own_window=(rows, columns))
+    given = filed.Given(key=noted.get("weights_key") or None, sizes=(size,), published=is_random or not is_file)
+    spec, adopted = filed.read(spec, checkpoint, given)
+    sized = resize(spec, adopted, size)
     outputs = [entry.value() for entry in listed.artifacts[0].outputs]
     return Original(spec=spec, model=reference.build(spec, sized, size, outputs))

@@ -1,7 +1,8 @@
-"""The kernel of bicubic resizing, as PyTorch has it, for NumPy's arrays and torch's, neither of which it imports."""
+"""The kernels of resizing, as PyTorch has them, for NumPy's arrays and torch's, neither of which it imports."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -9,7 +10,7 @@ T = TypeVar("T")
 _A = -0.75
 
 
-def weight(distance: T) -> T:
+def cubic(distance: T) -> T:
     """What an entry weighs whose distance, in entries and not below 0, this is: of an array, each for itself.
 
     Without a branch: the kernel's two pieces are zero where they meet, at distance 1, and beyond 2.
@@ -20,3 +21,14 @@ def weight(distance: T) -> T:
     outer = ((_A * far - 5 * _A) * far + 8 * _A) * far - 4 * _A
     weights: T = inner + outer
     return weights
+
+
+def linear(distance: T) -> T:
+    """The same of bilinear resizing."""
+    array: Any = distance
+    weights: T = 1 - array.clip(max=1.0)
+    return weights
+
+
+# As an image's transform and torch call them.
+KERNELS: Mapping[str, Callable[[Any], Any]] = {"bicubic": cubic, "bilinear": linear}

@@ -1,0 +1,112 @@
+#include "artifact.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "half.hpp"
+#include "positions.hpp"
+#include "text.hpp"
+
+namespace ropevit {
+namespace {
+
+// Elements of a shape whose extents are below 2^21. Throws BundleError where they could not be held.
+std::size_t count_of(const std::vector<std::int64_t>& shape, const std::string& what) {
+  constexpr std::size_t most = std::size_t{1} << 34;
+  std::size_t count = 1;
+  for (const std::int64_t extent : shape) {
+    count *= static_cast<std::size_t>(extent);
+    if (count > most) throw BundleError(what + " has more than 2^34 elements.");
+  }
+  return count;
+}
+
+}  // namespace
+
+Buffer sized(const ArrayEntry& entry, const Artifact& artifact, Size size, std::size_t count) {
+  Buffer buffer{entry.name, entry.type, {}, nullptr, 0};
+  for (const Extent& extent : entry.shape) {
+    if (const auto* number = std::get_if<std::int64_t>(&extent)) {
+      buffer.shape.push_back(*number);
+      continue;
+    }
+    const std::string& name = std::get<std::string>(extent);
+    const int patch = artifact.dynamic ? artifact.dynamic->patch : 1;
+    const std::int64_t rows = size.height / patch, columns = size.width / patch;
+    if (name == "batch") {
+      buffer.shape.push_back(static_cast<std::int64_t>(count));
+    } else if (name == "height") {
+      buffer.shape.push_back(size.height);
+    } else if (name == "width") {
+      buffer.shape.push_back(size.width);
+    } else if (artifact.dynamic && name == "rows") {
+      buffer.shape.push_back(rows);
+    } else if (artifact.dynamic && name == "columns") {
+      buffer.shape.push_back(columns);
+    } else if (artifact.dynamic && name == "patches") {
+      buffer.shape.push_back(rows * columns);
+    } else if (artifact.dynamic && name == "tokens") {
+      buffer.shape.push_back(artifact.dynamic->prefix + rows * columns);
+    } else {
+      throw BundleError(artifact.path + " has an axis " + in_quotes(name) + ", which this library has not.");
+    }
+  }
+  const std::string what = artifact.path + "'s " + entry.name;
+  buffer.bytes = count_of(buffer.shape, what) * size_of(entry.type);
+  if (buffer.shape.empty() || buffer.shape.front() != static_cast<std::int64_t>(count))
+    throw BundleError(what + " is not for a batch of " + std::to_string(count) + ", as the artifact's batch says.");
+  return buffer;
+}
+
+Buffer sized_images(const Artifact& artifact, Size size, std::size_t count) {
+  Buffer images = sized(artifact.inputs.front(), artifact, size, count);
+  const std::size_t pixels = static_cast<std::size_t>(size.height) * static_cast<std::size_t>(size.width);
+  if (images.shape.size() != 4 || images.bytes != count * 3 * pixels * size_of(images.type))
+    throw BundleError(artifact.path + "'s " + images.name + " is not of three channels and " + text_of(size) + ".");
+  return images;
+}
+
+std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::string& backend,
+                                          const std::filesystem::path& bundle) {
+  const std::string kind = runs_engines(backend) ? backend : "onnx";
+  std::vector<const Artifact*> found;
+  for (const Artifact& each : manifest.artifacts)
+    if (each.kind == kind) found.push_back(&each);
+  if (found.empty())
+    throw BundleError(bundle.string() + " holds no " + kind + " artifact for " + backend +
+                      (kind == "onnx" ? "." : ": export it with --engine " + backend + "."));
+  // Of a graph in several forms the backend's own, else the one for all.
+  const auto order = [&](const Artifact* each) { return each->form == backend ? 0 : each->form == "portable" ? 1 : 2; };
+  std::stable_sort(found.begin(), found.end(),
+                   [&](const Artifact* a, const Artifact* b) { return order(a) < order(b); });
+  return found;
+}
+
+Positions positions_of(const std::filesystem::path& bundle, const Artifact& artifact, Size size) {
+  Positions made;
+  const auto file = std::find_if(artifact.files.begin(), artifact.files.end(),
+                                 [](const FileEntry& each) { return each.kind == "positions"; });
+  if (file == artifact.files.end() || !artifact.dynamic) return made;
+  const AnySize& grid = *artifact.dynamic;
+  for (const PositionInput& each :
+       fill_positions(bundle / file->path, size.height / grid.patch, size.width / grid.patch, grid.prefix)) {
+    const auto entry = std::find_if(artifact.inputs.begin(), artifact.inputs.end(),
+                                    [&](const ArrayEntry& input) { return input.name == each.name; });
+    if (entry == artifact.inputs.end())
+      throw BundleError(artifact.path + " takes no " + each.name + ", which " + file->path + " is for.");
+    const std::size_t bytes = each.values.size() * size_of(entry->type);
+    Block& block = made.memory.emplace_back();
+    block.resize(bytes);
+    if (entry->type == DataType::float32) {
+      std::memcpy(block.data(), each.values.data(), bytes);
+    } else {
+      auto* halves = reinterpret_cast<std::uint16_t*>(block.data());
+      const auto rounded = entry->type == DataType::bfloat16 ? to_bfloat16 : to_float16;
+      std::transform(each.values.begin(), each.values.end(), halves, rounded);
+    }
+    made.buffers.push_back({each.name, entry->type, each.shape, block.data(), bytes});
+  }
+  return made;
+}
+
+}  // namespace ropevit

@@ -1,0 +1,146 @@
+#include "positions.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "safetensors.hpp"
+
+// Every product and sum below is rounded by itself, in the order in which it stands, so that the answers are the
+// exporter's to the bit: the build forbids fused multiply-adds.
+
+namespace ropevit {
+namespace {
+
+using Extents = std::vector<std::int64_t>;
+
+std::vector<float> floats(const Safetensors& file, const std::string& name) {
+  const Safetensors::Array& array = file[name];
+  if (array.dtype != "F32") throw BundleError("the positions' " + name + " is " + array.dtype + ", needed F32.");
+  std::vector<float> values(array.bytes / sizeof(float));
+  std::memcpy(values.data(), array.data, array.bytes);
+  return values;
+}
+
+// A table of one axis: (tables, extent, heads, pairs), the first rows of the file's or those of this extent alone.
+struct AxisTable {
+  std::vector<float> values;
+  Extents shape;
+  std::int64_t first;
+
+  AxisTable(const Safetensors& file, const std::string& plain, std::int64_t extent) {
+    const bool by_extent = !file.has(plain);
+    const std::string name = by_extent ? plain + "_by_extent" : plain;
+    values = floats(file, name);
+    shape = file[name].shape;
+    first = by_extent ? extent * (extent - 1) / 2 : 0;
+    if (shape.size() != 4 || first + extent > shape[1])
+      throw BundleError("the positions' " + name + " is too short for " + std::to_string(extent) +
+                        " patches: it is not of this artifact.");
+  }
+
+  // heads · pairs numbers.
+  const float* row(std::int64_t table, std::int64_t index) const {
+    return values.data() + (table * shape[1] + first + index) * shape[2] * shape[3];
+  }
+};
+
+void fill_tables(const Safetensors& file, std::int64_t rows, std::int64_t columns, std::int64_t prefix,
+                 std::vector<PositionInput>& filled) {
+  const AxisTable cos_x(file, "cos_x", columns), sin_x(file, "sin_x", columns);
+  const AxisTable cos_y(file, "cos_y", rows), sin_y(file, "sin_y", rows);
+  const Extents& of = cos_x.shape;
+  for (const AxisTable* each : {&sin_x, &cos_y, &sin_y})
+    if (each->shape[0] != of[0] || each->shape[2] != of[2] || each->shape[3] != of[3])
+      throw BundleError("the positions' tables don't fit one another.");
+  const std::int64_t tokens = prefix + rows * columns, width = of[2] * of[3];
+  const Extents shape{of[0], tokens, of[2], of[3]};
+  const auto count = static_cast<std::size_t>(of[0] * tokens * width);
+  PositionInput cos{"cos", shape, std::vector<float>(count, 1.0F)};  // tokens before the patches don't turn
+  PositionInput sin{"sin", shape, std::vector<float>(count, 0.0F)};
+  for (std::int64_t table = 0; table < of[0]; ++table)
+    for (std::int64_t row = 0; row < rows; ++row)
+      for (std::int64_t column = 0; column < columns; ++column) {
+        const float *cx = cos_x.row(table, column), *sx = sin_x.row(table, column);
+        const float *cy = cos_y.row(table, row), *sy = sin_y.row(table, row);
+        const auto at = static_cast<std::size_t>((table * tokens + prefix + row * columns + column) * width);
+        for (std::int64_t entry = 0; entry < width; ++entry) {
+          cos.values[at + static_cast<std::size_t>(entry)] = cx[entry] * cy[entry] - sx[entry] * sy[entry];
+          sin.values[at + static_cast<std::size_t>(entry)] = sx[entry] * cy[entry] + cx[entry] * sy[entry];
+        }
+      }
+  filled.push_back(std::move(cos));
+  filled.push_back(std::move(sin));
+}
+
+// Which four entries of the embedding's side an output lies between, and what they weigh.
+struct Taps {
+  std::array<std::int64_t, 4> at;
+  std::array<double, 4> weight;
+};
+
+// Keys' cubic with a = -3/4, as PyTorch resizes; its two pieces are zero where they meet, at distance 1, and beyond 2.
+double cubic(double distance) {
+  constexpr double a = -0.75;
+  const double near = std::min(distance, 1.0), far = std::clamp(distance, 1.0, 2.0);
+  const double inner = ((a + 2) * near - (a + 3)) * near * near + 1;
+  const double outer = ((a * far - 5 * a) * far + 8 * a) * far - 4 * a;
+  return inner + outer;
+}
+
+std::vector<Taps> taps_of(std::int64_t extent, std::int64_t side) {
+  std::vector<Taps> found(static_cast<std::size_t>(extent));
+  for (std::int64_t index = 0; index < extent; ++index) {
+    const double centre =
+        (static_cast<double>(index) + 0.5) * static_cast<double>(side) / static_cast<double>(extent) - 0.5;
+    const auto low = static_cast<std::int64_t>(std::floor(centre)) - 1;
+    for (std::int64_t tap = 0; tap < 4; ++tap) {
+      Taps& taps = found[static_cast<std::size_t>(index)];
+      taps.at[static_cast<std::size_t>(tap)] = std::clamp<std::int64_t>(low + tap, 0, side - 1);
+      taps.weight[static_cast<std::size_t>(tap)] = cubic(std::abs(centre - static_cast<double>(low + tap)));
+    }
+  }
+  return found;
+}
+
+void fill_embedding(const Safetensors& file, std::int64_t rows, std::int64_t columns,
+                    std::vector<PositionInput>& filled) {
+  const std::vector<float> embedding = floats(file, "pos_embed");
+  const Extents& shape = file["pos_embed"].shape;
+  if (shape.size() != 3 || shape[0] < 1 || shape[1] < 1)
+    throw BundleError("the positions' pos_embed is no grid of vectors.");
+  const std::int64_t height = shape[0], side = shape[1], width = shape[2];
+  PositionInput resized{"pos_embed", {rows * columns, width}, {}};
+  resized.values.reserve(static_cast<std::size_t>(rows * columns * width));
+  const std::vector<Taps> across = taps_of(columns, side);
+  std::vector<double> line(static_cast<std::size_t>(side * width));
+  for (const Taps& row : taps_of(rows, height)) {
+    const auto from = [&](std::size_t tap) { return embedding.data() + row.at[tap] * side * width; };
+    for (std::size_t at = 0; at < line.size(); ++at) {
+      double sum = 0;
+      for (std::size_t tap = 0; tap < 4; ++tap) sum += row.weight[tap] * from(tap)[at];
+      line[at] = sum;
+    }
+    for (const Taps& column : across)
+      for (std::int64_t entry = 0; entry < width; ++entry) {
+        const auto of = [&](std::size_t tap) { return line[static_cast<std::size_t>(column.at[tap] * width + entry)]; };
+        double sum = 0;
+        for (std::size_t tap = 0; tap < 4; ++tap) sum += column.weight[tap] * of(tap);
+        resized.values.push_back(static_cast<float>(sum));
+      }
+  }
+  filled.push_back(std::move(resized));
+}
+
+}  // namespace
+
+std::vector<PositionInput> fill_positions(const std::filesystem::path& path, int rows, int columns, int prefix) {
+  const Safetensors file(path);
+  std::vector<PositionInput> filled;
+  if (file.has("cos_x") || file.has("cos_x_by_extent")) fill_tables(file, rows, columns, prefix, filled);
+  if (file.has("pos_embed")) fill_embedding(file, rows, columns, filled);
+  return filled;
+}
+
+}  // namespace ropevit

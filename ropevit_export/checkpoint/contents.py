@@ -1,0 +1,80 @@
+"""From what a file holds, nested as training left it, to the dictionaries of tensors in it, by their place."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ropevit_export.checkpoint.unpickle import Inert, NumpyArray
+from ropevit_export.errors import CheckpointError
+
+# Far more than any training state has: what is larger was made to be.
+_MOST = 2_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contents:
+    """`dictionaries`: tensors by name, by the dictionary's place, such as "state_dict" or "" for the file itself.
+    `unread`: what stands where tensors could, by its place: what made it.
+    """
+
+    dictionaries: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+
+
+def contents(content: object) -> Contents:
+    """Raises CheckpointError where there are more things than a checkpoint has."""
+    out = Contents()
+    seen: set[int] = set()  # of containers: one that holds itself ends here too
+    waiting: deque[tuple[str, object]] = deque([("", content)])
+    count = 0
+    while waiting:
+        place, value = waiting.popleft()
+        held = _held(value)
+        if held is None or id(value) in seen:
+            continue
+        seen.add(id(value))
+        count += len(held)
+        if count > _MOST:
+            raise CheckpointError(f"the file holds more than {_MOST} things: no checkpoint does.")
+        for key, each in held.items():
+            inner = f"{place}.{key}" if place else str(key)
+            if isinstance(tensor := _plain(each), torch.Tensor):
+                if isinstance(key, str):  # in a list tensors have no names
+                    out.dictionaries.setdefault(place, {})[key] = tensor
+            elif isinstance(each, Inert) and (made_by := _made_by(each)):
+                out.unread[inner] = made_by
+        waiting.extend((f"{place}.{key}" if place else str(key), each) for key, each in held.items() if _holds(each))
+    if isinstance(content, Inert) and content.is_module:
+        out.unread[""] = _made_by(content)
+    return out
+
+
+def _held(value: object) -> Mapping[Any, Any] | None:
+    """What a container holds by key, a list by number; None for what is no container."""
+    if isinstance(value, Inert):
+        if value.is_module:
+            return None
+        parts = [part for part in value.args if isinstance(part, (dict, list, tuple))]
+        inside = {key: each for part in parts for key, each in (_held(part) or {}).items()}
+        return {**inside, **value.attributes, **value.entries}
+    if isinstance(value, dict):
+        return value
+    return dict(enumerate(value)) if isinstance(value, (list, tuple)) else None
+
+
+def _holds(value: object) -> bool:
+    return isinstance(value, (Inert, dict, list, tuple)) and not isinstance(value, NumpyArray)
+
+
+def _plain(value: object) -> object:
+    """A tensor as it is, an array as one."""
+    return value.tensor() if isinstance(value, NumpyArray) else value
+
+
+def _made_by(value: Inert) -> str:
+    return f"a whole pickled module ({value.origin})" if value.is_module else value.origin

@@ -1,0 +1,179 @@
+"""PyTorch's files: a zip archive, the format of before 1.6, or a bare pickle. Their tensors stay on disk until they are
+read: the file is mapped into memory.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from ropevit_export.checkpoint.unpickle import Storage, unpickled
+from ropevit_export.errors import CheckpointError
+
+# How a file of the format of before 1.6 begins, and its version.
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+_TAR_MEMBERS = (b"sys_info", b"pickle", b"storages", b"tensors")
+STATE_DICT = 'save its tensors alone where it was made: torch.save(model.state_dict(), "weights.pth")'
+
+
+def read(path: Path, start: bytes) -> object:
+    """What a file holds: tensors, plain containers and `Inert`. `start`: its first bytes.
+
+    Raises CheckpointError for what is another kind of file, RefusedError for one that would run code, and anything else
+    for damaged bytes.
+    """
+    if start.startswith(b"PK"):
+        return _zipped(path)
+    if start[257:262] == b"ustar" or start.startswith(_TAR_MEMBERS):
+        raise CheckpointError(
+            f"{path} is a tar archive: unpack it and give the file in it; one that PyTorch wrote before 0.2 has to be "
+            "loaded and saved again with that PyTorch."
+        )
+    with path.open("rb") as stream:
+        return _pickled(stream, lambda: _mapped(path))
+
+
+def _mapped(path: Path) -> torch.UntypedStorage:
+    """The file's bytes; what is changed in memory does not reach the file."""
+    return cast("torch.UntypedStorage", torch.UntypedStorage.from_file(str(path), False, path.stat().st_size))
+
+
+def _zipped(path: Path) -> object:
+    with zipfile.ZipFile(path) as archive:
+        records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+        if fault := _kind_of_archive(set(records) | set(archive.namelist())):
+            raise CheckpointError(f"{path} {fault}.")
+        order = archive.read(records["byteorder"]).decode() if "byteorder" in records else "little"
+        content = archive.read(records["data.pkl"])
+    whole = _mapped(path)
+
+    def storage(pid: Any) -> Storage:
+        if isinstance(pid, tuple) and len(pid) > 1 and isinstance(pid[1], type):  # of a kind without plain numbers
+            return Storage(None, torch.uint8)
+        dtype, key, count = _storage_id(pid)
+        record, nbytes = records[f"data/{key}"], count * dtype.itemsize
+        if nbytes > record.file_size or record.compress_type != zipfile.ZIP_STORED:
+            raise pickle.UnpicklingError(f"data/{key} has {record.file_size} bytes, its tensors need {nbytes}")
+        begin = _data_offset(path, record)
+        part = whole[begin : begin + nbytes]
+        if order != sys.byteorder and dtype.itemsize > 1:
+            part = part.clone()
+            part.byteswap(dtype)
+        return Storage(part, dtype)
+
+    return unpickled(io.BytesIO(content), _once(storage), _nested)
+
+
+def _kind_of_archive(names: set[str]) -> str | None:
+    """What a zip archive is that is none of `torch.save`."""
+    if "constants.pkl" in names or any(name.endswith("/constants.pkl") for name in names):
+        return (
+            "is a TorchScript program, which holds a traced module and no names of this kind: "
+            f"{STATE_DICT} from the module that was traced or scripted"
+        )
+    if any(name.endswith(".npy") for name in names):
+        return f"is an archive of NumPy arrays, needs a PyTorch or safetensors file: {STATE_DICT}"
+    if "data.pkl" not in names:
+        return f"is a zip archive, but none of torch.save, it has no data.pkl: {STATE_DICT}"
+    return None
+
+
+def _data_offset(path: Path, record: zipfile.ZipInfo) -> int:
+    """Where a record's bytes begin: behind its own header, whose lengths may differ from the directory's."""
+    with path.open("rb") as stream:
+        stream.seek(record.header_offset)
+        header = stream.read(30)
+    name, extra = struct.unpack("<HH", header[26:30])
+    return record.header_offset + 30 + int(name) + int(extra)
+
+
+def _storage_id(pid: Any) -> tuple[torch.dtype, str, int]:
+    """(format, key, number of elements)."""
+    if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
+        raise pickle.UnpicklingError("a persistent id is of no storage")
+    _, dtype, key, _, count = pid[:5]
+    if not isinstance(dtype, torch.dtype) or not isinstance(count, int) or count < 0:
+        raise pickle.UnpicklingError(f"storage {key} is of an unknown type")
+    return dtype, str(key), count
+
+
+def _once(storage: Callable[[Any], Storage]) -> Callable[[Any], Storage]:
+    """Tensors that share a storage do so after reading too."""
+    known: dict[str, Storage] = {}
+
+    def found(pid: Any) -> Storage:
+        key = str(pid[2]) if isinstance(pid, tuple) and len(pid) > 2 else ""
+        if key not in known:
+            known[key] = storage(pid)
+        return known[key]
+
+    return found
+
+
+def _pickled(stream: IO[bytes], mapped: Callable[[], torch.UntypedStorage]) -> object:
+    """A bare pickle, such as `pickle.dump(model.state_dict(), file)` writes, or the format of before 1.6."""
+    first = unpickled(stream, nested=_nested)
+    return _before_1_6(stream, mapped) if first == _MAGIC else first
+
+
+def _before_1_6(stream: IO[bytes], mapped: Callable[[], torch.UntypedStorage]) -> object:
+    """Pickles one after the other, then the storages. Where those lie is known only behind the pickle that makes
+    tensors of them: it is read twice.
+    """
+    if (version := unpickled(stream)) != _VERSION:
+        raise CheckpointError(f"the file is of PyTorch's format {version}, needs {_VERSION}: load and save it again.")
+    unpickled(stream)  # the machine that it was written on
+    begin = stream.tell()
+    sizes: dict[str, int] = {}
+
+    def skim(dtype: torch.dtype, key: str, count: int, view: Any) -> Storage:
+        sizes[key] = count * dtype.itemsize
+        return Storage(None, dtype)
+
+    unpickled(stream, _by_id(skim), _nested)
+    whole, places = mapped(), {}
+    for key in map(str, unpickled(stream)):
+        stream.seek(8, io.SEEK_CUR)  # the number of elements, which the pickle says too
+        places[key] = stream.tell()
+        if places[key] + sizes.get(key, 0) > whole.nbytes():
+            raise pickle.UnpicklingError(f"storage {key} ends behind the file")
+        stream.seek(sizes.get(key, 0), io.SEEK_CUR)
+
+    def storage(dtype: torch.dtype, key: str, count: int, view: Any) -> Storage:
+        offset, length = (0, count) if view is None else view[1:]
+        if not 0 <= offset <= offset + length <= count:
+            raise pickle.UnpicklingError(f"storage {key} has no part from {offset} to {offset + length}")
+        first = places[key] + offset * dtype.itemsize
+        return Storage(whole[first : first + length * dtype.itemsize], dtype)
+
+    stream.seek(begin)
+    return unpickled(stream, _by_id(storage), _nested)
+
+
+def _by_id(storage: Callable[[torch.dtype, str, int, Any], Storage]) -> Callable[[Any], Any]:
+    """What a persistent id stands for; a view of a storage names the part that it is."""
+
+    def found(pid: Any) -> Any:
+        if isinstance(pid, tuple) and pid[:1] == ("module",):  # a class with its source text
+            return pid[1]
+        dtype, key, count = _storage_id(pid)
+        return storage(dtype, key, count, pid[5] if len(pid) > 5 else None)
+
+    return found
+
+
+def _nested(content: bytes) -> object:
+    """A storage within a bare pickle: a file of the format of before 1.6."""
+
+    def whole() -> torch.UntypedStorage:
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8).untyped_storage()
+
+    return _pickled(io.BytesIO(content), whole)

@@ -1,0 +1,164 @@
+"""What the C++ tests run on: small bundles, and what the Python runtime answers to their golden images.
+
+    python -m tests.cpp_cases CASES                # to call ctest by hand, with the environment that this prints
+
+A case is a folder with `bundle` and `python/BACKEND-SIZE.safetensors`, the answers by output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnxruntime
+from safetensors.numpy import save_file
+
+from ropevit_export import Request, Resolution, export, find_model
+from ropevit_export.bundle import golden
+from ropevit_export.machine import hardware
+from ropevit_export.models.spec import ModelSpec
+from ropevit_export.runtime import load
+from ropevit_export.values import Dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """`default`: made in every run of the tests, not only in slow ones."""
+
+    model: str
+    sizes: str
+    default: bool = True
+    backends: tuple[str, ...] = ("onnxruntime", "openvino")
+    options: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+CPU = set(hardware.cpu_features())
+CASES = {
+    "baked": Case(model="rope_axial_deit_small", sizes="32"),
+    "inputs": Case(model="rope_mixed_ape_deit_small", sizes="48", options={"rope": "inputs"}),
+    "pixels": Case(model="rope_axial_deit_small", sizes="32x64", options={"pixels": True, "batch": Dim.parse("1:2:3")}),
+    "outputs": Case(
+        model="dinov3_small",
+        sizes="32x48",
+        options={
+            "rope": "inputs",
+            "precision": "fp16",
+            "io_precision": "fp16",
+            "output": "cls,tokens,features:0,1",
+            "batch": Dim.parse("2"),
+        },
+    ),
+    "int8": Case(
+        model="rope_mixed_deit_digits",
+        sizes="32",
+        # Without VNNI OpenVINO cuts sums and is out of tolerance, as `ropevit-export check` says too.
+        backends=("onnxruntime",) if hardware.cuts_8_bit_sums() else ("onnxruntime", "openvino"),
+        options={"weights": "auto", "precision": "int8", "calib": "digits"},
+    ),
+    "dynamic": Case(model="rope_mixed_deit_small", sizes="32x48", default=False, options={"rope": "dynamic"}),
+    "dynamic_ape": Case(
+        model="rope_axial_ape_deit_small",
+        sizes="32x48",
+        default=False,
+        backends=("onnxruntime",),  # OpenVINO refuses the graph's cubic resizing
+        options={"rope": "dynamic", "pixels": True},
+    ),
+    "mixed": Case(model="rope_mixed_deit_small", sizes="48", default=False, options={"precision": "fp16"}),
+    "plain": Case(model="deit_small_patch16_LS", sizes="32", default=False, options={"rope": "inputs"}),
+    "bf16": Case(
+        model="rope_axial_deit_small",
+        sizes="32",
+        default=False,
+        backends=("openvino",) if {"avx512_bf16", "amx_bf16"} & CPU else (),  # ONNX Runtime's CPU provider has none
+        options={"precision": "bf16", "io_precision": "bf16", "rope": "inputs"},
+    ),
+    "dinov3": Case(model="dinov3_small", sizes="32x64", default=False),
+    "ir": Case(
+        model="rope_mixed_deit_small",
+        sizes="32",
+        default=False,
+        options={"engines": ("openvino",), "output": "pooled,tokens"},
+    ),
+    "swin": Case(model="swin_rope_axial_tiny", sizes="64", default=False, options={"batch": Dim.parse("2")}),
+    "swin_pixels": Case(model="swin_rope_mixed_tiny", sizes="32x64", default=False, options={"pixels": True}),
+}
+
+
+def small(spec: ModelSpec) -> ModelSpec:
+    """Two narrow blocks: what a graph takes and gives is as in the published model."""
+    if spec.packaged:
+        return spec
+    if len(spec.depths) > 1:
+        return dataclasses.replace(spec, depths=(1, 1, 1, 1))
+    return dataclasses.replace(spec, depths=(2,), dims=(128,), heads=(2,))
+
+
+def make(name: str, folder: Path, threads: int) -> Path:
+    """Write a case; `threads` of Python's sessions, 0: ONNX Runtime's own choice."""
+    case = CASES[name]
+    sizes = tuple(map(Resolution.parse, case.sizes.split(",")))
+    options = {"weights": "random", "engines": ("none",), **case.options}
+    request = Request(model=small(find_model(case.model)), resolutions=sizes, **options)  # type: ignore[arg-type]
+    bundle = export(request, out=folder / name / "bundle").path
+    answers = folder / name / "python"
+    answers.mkdir()
+    for backend in case.backends:
+        with threads_of_python(threads):
+            _write_answers(bundle, backend, answers)
+    return bundle
+
+
+def _write_answers(bundle: Path, backend: str, folder: Path) -> None:
+    model = load(bundle, backend)
+    for file in sorted(bundle.glob("golden-*.safetensors")):
+        text = file.stem.removeprefix("golden-")
+        size = Resolution.parse(text)
+        artifact = next(each for each in model.manifest.artifacts if each.takes(size.height, size.width))
+        images, _ = golden.read(file, [output.name for output in artifact.outputs])
+        save_file(model.run_all(images[: artifact.batch.min]), folder / f"{backend}-{text}.safetensors")
+
+
+class threads_of_python:  # noqa: N801 - a context manager
+    """Sessions with so many threads: the runtime's options leave them to ONNX Runtime."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._kept = count, onnxruntime.SessionOptions
+
+    def __enter__(self) -> None:
+        kept, count = self._kept, self._count
+
+        class Options(kept):  # type: ignore[misc, valid-type]
+            def __init__(self) -> None:
+                super().__init__()
+                self.intra_op_num_threads = count
+
+        onnxruntime.SessionOptions = Options
+
+    def __exit__(self, *error: object) -> None:
+        onnxruntime.SessionOptions = self._kept
+
+
+def environment(cases: Path, threads: int) -> dict[str, str]:
+    """What the C++ tests are told: where cases and runtimes are."""
+    found = {"ROPEVIT_TEST_CASES": str(cases), "ROPEVIT_TEST_THREADS": str(threads)}
+    for variable, package, pattern in (
+        ("ROPEVIT_ONNXRUNTIME", "onnxruntime", "capi/libonnxruntime.so.*"),
+        ("ROPEVIT_OPENVINO", "openvino", "libs/libopenvino_c.so.*"),
+    ):
+        spec = find_spec(package)
+        assert spec is not None
+        assert spec.submodule_search_locations
+        (found[variable],) = map(str, Path(spec.submodule_search_locations[0]).glob(pattern))
+    return found
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]).resolve()
+    count = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    for each in CASES:
+        make(each, target, count)
+    print("\n".join(f"export {name}={value}" for name, value in environment(target, count).items()))
