@@ -134,7 +134,7 @@ class Model:
 
     def describe(self, size: Resolution) -> str:
         """The artifact that serves a size, and what it runs on. Loads it."""
-        graph = self._graph(size)
+        graph = self.artifact(size)
         return f"{self._runner(graph.path).describe}, {graph.path}"
 
     def run(self, images: Array) -> Array:
@@ -152,7 +152,7 @@ class Model:
         Raises InputError for a format, layout, size or batch that the bundle has no graph for; nothing is converted.
         """
         size = self._size(images)
-        graph = self._graph(size)
+        graph = self.artifact(size)
         batch = graph.batch
         if not batch.min <= len(images) <= batch.max:
             needed = f"{batch.min}" if batch.min == batch.max else f"{batch.min} to {batch.max}"
@@ -172,7 +172,8 @@ class Model:
         height, width = images.shape[1:3] if nhwc else images.shape[2:4]
         return Resolution(height=int(height), width=int(width))
 
-    def _graph(self, size: Resolution) -> manifest.ArtifactEntry:
+    def artifact(self, size: Resolution) -> manifest.ArtifactEntry:
+        """What serves a size. Raises InputError where nothing does."""
         for graph in self._graphs:
             if graph.takes(size.height, size.width):
                 return graph
