@@ -12,8 +12,6 @@ import collections
 import hashlib
 import itertools
 import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -209,7 +207,7 @@ def local(asked: Job, start: int, summary: Summary, model: Model | None = None) 
     """Rows from a picture on, a batch a table."""
     model = model or load(asked.bundle, asked.backend)
     summary.runtime = model.describe(asked.size)
-    with ThreadPoolExecutor(_threads(), initializer=_yielding) as pool:
+    with ThreadPoolExecutor(_threads()) as pool:
         try:
             for prepared in _batches(_ahead(pool, model, asked, start), asked.batch):
                 began = time.monotonic()
@@ -223,12 +221,6 @@ def local(asked: Job, start: int, summary: Summary, model: Model | None = None) 
 def _threads() -> int:
     """Those that decode. The runtime has its own, which wait for them if they are too few."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _yielding() -> None:
-    """Where the runtime wants every core too, its threads come first: they wait for the slowest among them."""
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _ahead(pool: ThreadPoolExecutor, model: Model, asked: Job, start: int) -> Iterator[Prepared]:
