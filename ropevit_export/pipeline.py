@@ -20,6 +20,7 @@ from ropevit_export.inspect import census, fusion
 from ropevit_export.parity import measure
 from ropevit_export.parity.measure import Sample
 from ropevit_export.parity.tolerance import TOLERANCES
+from ropevit_export.report import page
 from ropevit_export.request import Request
 from ropevit_export.stages import Progress, stage
 from ropevit_export.values import (
@@ -90,6 +91,7 @@ def export(
             draft = Draft(
                 folder, request, checkpoint, loaded.classes, [*planning.choices(request, loaded), *loaded.choices]
             )
+            draft.rotary = stages.rotary(request, loaded)
             with _report_kept(draft, final):
                 sources = [_add_graph(draft, loaded, io, makers, progress) for io in request.graphs()]
                 del loaded  # builders need the memory
@@ -97,7 +99,7 @@ def export(
                     for forms in sources:
                         _add_engine(draft, forms.get(maker.form, forms["portable"]), maker, cache, progress)
                     draft.require_parity()
-                written = draft.close()
+                written = draft.close(lambda folder, listed: page.render([page.Subject(folder, listed, final.name)]))
     return Bundle(path=final, manifest=written, remark=remark)
 
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ropevit_export.bundle import onnx_file
+from ropevit_export.bundle import manifest, onnx_file
 from ropevit_export.bundle.draft import Draft
 from ropevit_export.errors import CheckpointError
 from ropevit_export.images import calibration
 from ropevit_export.images.files import BUILT_IN
 from ropevit_export.images.preprocess import normalise
+from ropevit_export.models.frequencies import axial
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.parity import measure, samples
 from ropevit_export.parity.measure import Sample
@@ -119,6 +120,43 @@ def traced(request: Request, weights: Weights, io: IoSpec, progress: Progress) -
             f"{len(fired)} of {len(graph.history)} fired: {', '.join(fired)}"
         )
     return graph
+
+
+# Heads of a block that a report shows, and the theta of the authors' axial models, which it shows beside learned ones.
+_SHOWN_HEADS = 2
+_AXIAL_THETA = {"vit": 100.0, "swin": 50.0}
+
+
+def rotary(request: Request, weights: Weights) -> manifest.RotaryEntry | None:
+    """Some of the frequencies, for the report: of the first block and, where they differ, the last."""
+    spec, freqs = request.model, _frequencies(request.model, weights)
+    if not freqs:
+        return None
+    count = freqs[0].shape[-1]
+    # Three of each half: axial models turn one half with columns, the other with rows.
+    pairs = sorted({half + step for half in (0, count // 2) for step in (0, count // 8, count // 4)})
+    blocks = (0,) if freqs[-1] is freqs[0] else (0, len(freqs) - 1)
+    heads = [
+        _head(freqs[block][:, head, pairs], block, head if freqs[block].shape[1] > 1 else None)
+        for block in blocks
+        for head in range(min(_SHOWN_HEADS, freqs[block].shape[1]))
+    ]
+    if spec.rope.kind == "mixed":
+        like = dataclasses.replace(spec.rope, kind="axial", theta=_AXIAL_THETA[spec.family])
+        heads.append(_head(axial(like, spec.head_dim)[:, 0, pairs], None, None))
+    return manifest.RotaryEntry(
+        rule=spec.rope.describe(),
+        coordinates=manifest.CoordinatesEntry(**dataclasses.asdict(spec.rope.coordinates)),
+        grid=spec.window(request.resolutions[0]),
+        pairs=tuple(pairs),
+        heads=tuple(heads),
+    )
+
+
+def _head(freqs: Array, block: int | None, head: int | None) -> manifest.HeadEntry:
+    """freqs (2, pairs), in nine digits, which is what float32 holds."""
+    x, y = (tuple(float(f"{each:.9g}") for each in axis) for axis in freqs)
+    return manifest.HeadEntry(block=block, head=head, x=x, y=y)
 
 
 def position_parts(request: Request, weights: Weights, io: IoSpec) -> Arrays:

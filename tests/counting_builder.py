@@ -7,13 +7,14 @@ from pathlib import Path
 
 from ropevit_export.backends import cache
 from ropevit_export.request import EngineSpec
-from ropevit_export.values import Plan, Precision
+from ropevit_export.values import Form, Plan, Precision
 
 
 class CountingBuilder:
     """A builder that counts its work."""
 
     runtime, suffix = "slow", ".slow"
+    form: Form = "portable"
     all_targets: tuple[str, ...] = ("89",)
     options = frozenset({"targets"})
     version = "slow 1"

@@ -21,6 +21,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("images/",),
     ("checkpoint/", "models/", "rope/", "trace/", "passes/", "backends/", "parity/", "bundle/"),
     ("inspect/",),
+    ("report/",),
     ("runtime.py",),
     ("planning.py",),
     ("stages.py",),

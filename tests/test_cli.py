@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from ropevit_export import cli
 from ropevit_export.cli import export, terminal
 from ropevit_export.machine.process import Interrupted, interrupt
+from ropevit_export.models.eva_rows import EVA02
 from ropevit_export.models.initial import random_checkpoint
-from ropevit_export.models.zoo import EVA02, EXAMPLES, MODELS, find_model
+from ropevit_export.models.zoo import EXAMPLES, MODELS, find_model
 from ropevit_export.parity import tolerance
 from tests.conftest import SMALL
 from tests.rows import command_line

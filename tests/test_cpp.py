@@ -141,7 +141,7 @@ def test_ctest(built: Path, environment: dict[str, str]) -> None:
 
 # Pictures ------------------------------------------------------------------------------------------------------------
 
-BICUBIC = Transform(mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop=1.0)  # type: ignore[arg-type]
+BICUBIC = Transform(mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop=1.0)
 TRANSFORMS = (
     {"interpolation": "bicubic", "crop": 1.0, "crop_mode": "center"},
     {"interpolation": "bicubic", "crop": 0.875, "crop_mode": "center"},

@@ -46,11 +46,8 @@ def test_the_manifest_names_the_forms_and_what_they_compute_in(bundle: Path) -> 
     for each in listed["artifacts"]:
         counts = {count["format"]: count["products"] for count in each["census"]}
         own = each["form"] == "onnxruntime"
-        # At 48, 145 tokens a block but the last: their scores are in 8 bits, and their values a product of its own.
-        scores = 3 if own and each["resolutions"] == [[48, 48]] else 0
-        # Four layers a block and the query of the last: all but patches, attention and head. On a CPU q, k and v are of
-        # their own.
-        assert counts[bundle.name] == (6 * 4 if own else 4 * 4 + 1) + scores
+        # Four layers a block and the query of the last: all but patches, attention and head.
+        assert counts[bundle.name] == 4 * 4 + 1
         # What else attention multiplies: one operator, or with 8-bit scores its values, or both products.
         assert counts["fp32" if own else "fp16"] == 2 + (4 if own else 2 * 4)
     assert "8-bit ranges: 64 images of the packaged digits" in (bundle / "report.md").read_text()

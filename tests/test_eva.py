@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from ropevit_export import cli
 from ropevit_export.bundle import manifest
 from ropevit_export.models import zoo
+from ropevit_export.models.eva_rows import EVA02, PE, ROPE_REG, SAPIENS2
 from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.spec import ModelSpec
-from ropevit_export.models.zoo import EVA02, PE, ROPE_REG, SAPIENS2, find_model
+from ropevit_export.models.zoo import find_model
 from ropevit_export.runtime import load
 from ropevit_export.values import Resolution
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from ropevit_export import Request, cli, export, spec_of
 from ropevit_export.errors import UsageError
 from ropevit_export.models import timm_modules
 from ropevit_export.models.adopt import adopt
+from ropevit_export.models.eva_rows import EVA02, PE, ROPE_REG, SAPIENS2
 from ropevit_export.models.families import FAMILIES
 from ropevit_export.models.spec import ModelSpec
-from ropevit_export.models.zoo import DINOV3, EVA02, LINGBOT, PE, ROPE_REG, ROPE_VIT, SAPIENS2, find_model
+from ropevit_export.models.zoo import DINOV3, LINGBOT, ROPE_VIT, find_model
 from ropevit_export.rope import tables
 from ropevit_export.runtime import load
 from ropevit_export.trace.positions import TableBank
@@ -123,7 +125,10 @@ def theirs(module: Any, image: torch.Tensor) -> Answers:
 @st.composite
 def switches(draw: st.DrawFn) -> dict[str, Any]:
     """Arguments of the constructor, among them some that no spec says."""
-    choose = lambda *values: draw(st.sampled_from(values))  # noqa: E731
+
+    def choose(*values: Any) -> Any:
+        return draw(st.sampled_from(values))
+
     heads, width = choose(2, 4), choose(8, 12, 16, 20)
     attention = choose("eva", "rope")
     fused = choose(True, False)
@@ -181,7 +186,7 @@ def built(given: dict[str, Any]) -> torch.nn.Module:
 
 
 # What no spec says, by the name that the error has to give.
-REFUSED = {
+REFUSED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "use_post_norm": lambda given: given["use_post_norm"],
     "in_chans": lambda given: given["in_chans"] != 3,
     "global_pool": lambda given: given["global_pool"] in ("max", "avgmax"),

@@ -162,7 +162,8 @@ def test_a_wrong_table_in_one_form_is_out_of_tolerance(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     module, name = (attention, "_rows") if form == "onnxruntime" else (turn_by_head, "_full_width")
-    right, made = getattr(module, name), {}
+    right = getattr(module, name)
+    made: dict[str | None, ir.Value] = {}
 
     def shifted(graph: ir.Graph, table: ir.Value, *more: int) -> ir.Value:
         """Every token's angles are its neighbour's; once a table, which blocks share."""

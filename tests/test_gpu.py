@@ -17,8 +17,15 @@ from ropevit_export.verbs import acceptance, bench, doctor
 
 
 def step(folder: Path, **changes: str) -> Any:
-    given = {"does": "build", "backend": "onnxruntime", "model": "rope_mixed_deit_digits", "precision": "fp16",
-             "size": "32", "calib": "digits", "folder": str(folder / "bundle")}  # fmt: skip
+    given: dict[str, Any] = {
+        "does": "build",
+        "backend": "onnxruntime",
+        "model": "rope_mixed_deit_digits",
+        "precision": "fp16",
+        "size": "32",
+        "calib": "digits",
+        "folder": str(folder / "bundle"),
+    }
     return acceptance.Step(**given | changes)
 
 

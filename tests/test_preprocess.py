@@ -131,4 +131,4 @@ def test_axes_are_resized_in_the_order_of_pillow_13(shape: tuple[int, int], size
     ]
     assert [np.array_equal(ours, each) for each in theirs] == [not height_first, height_first]
     if int(PIL.__version__.split(".")[0]) >= 13:
-        assert np.array_equal(ours, image.resize((whole.width, whole.height), Image.Resampling.BICUBIC))
+        assert np.array_equal(ours, np.asarray(image.resize((whole.width, whole.height), Image.Resampling.BICUBIC)))

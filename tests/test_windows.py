@@ -19,7 +19,7 @@ from ropevit_export.values import Resolution
 from tests.conftest import outputs_of
 from tests.tiny import answer, assert_same_answers, images, loaded, ours, randomised, request
 
-SMALL = {"dims": (24, 48, 96, 192), "depths": (2, 2, 2, 2), "heads": (1, 2, 4, 8)}
+SMALL: dict[str, Any] = {"dims": (24, 48, 96, 192), "depths": (2, 2, 2, 2), "heads": (1, 2, 4, 8)}
 PLAIN = dataclasses.replace(find_model("swin_tiny"), **SMALL)
 MIXED = dataclasses.replace(find_model("swin_rope_mixed_tiny"), **SMALL)
 SIZE = Resolution(height=128, width=128)  # last map 4x4

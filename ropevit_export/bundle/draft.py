@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ class Draft:
     artifacts  listed in the order in which they are to stand in the manifest
     choices    sentences: what was chosen for the user
     notes      sentences: what was measured and built on the way
+    rotary     some of the model's frequencies, where it turns
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Draft:
         self.parity: list[ParityReport] = []
         self.choices = list(choices)
         self.notes: list[str] = []
+        self.rotary: manifest.RotaryEntry | None = None
         self.weights = onnx_file.WeightFile(path=folder / "weights.data")
         self._files: list[manifest.FileEntry] = []
         self._beside_all: list[manifest.FileEntry] = []  # files that every artifact needs
@@ -139,12 +141,15 @@ class Draft:
         path.write_text(report.render(unfinished), encoding="utf-8")
         return path
 
-    def close(self) -> manifest.Manifest:
-        """Write report and manifest."""
-        path = self.folder / report.REPORT
+    def close(self, page: Callable[[Path, manifest.Manifest], str]) -> manifest.Manifest:
+        """Write both reports and the manifest. `page`: makes `report.html` of the folder."""
         fields = self._fields()
-        path.write_text(report.render(manifest.Manifest(**fields)), encoding="utf-8")
-        written = manifest.Manifest(**fields | {"files": (*self._files, _file("report", path))})
+        described = manifest.Manifest(**fields)
+        texts = {report.REPORT: report.render(described), report.PAGE: page(self.folder, described)}
+        for name, text in texts.items():
+            (self.folder / name).write_text(text, encoding="utf-8")
+        reports = [_file("report", self.folder / name) for name in texts]
+        written = manifest.Manifest(**fields | {"files": (*self._files, *reports)})
         written.write(self.folder)
         return written
 
@@ -172,6 +177,7 @@ class Draft:
             "parity": tuple(parity_entry(each) for each in self.parity),
             "files": tuple(self._files),
             "versions": resume.versions(),
+            "rotary": self.rotary,
             "choices": tuple(self.choices),
             "notes": tuple(self.notes),
             "request": resume.noted(request),
@@ -196,6 +202,7 @@ def parity_entry(each: ParityReport) -> manifest.ParityEntry:
         metrics=dataclasses.asdict(each.metrics),
         tolerance=dataclasses.asdict(each.tolerance),
         passed=each.passed,
+        histogram=None if each.histogram is None else manifest.HistogramEntry(**dataclasses.asdict(each.histogram)),
     )
 
 

@@ -173,6 +173,16 @@ class ArtifactEntry(_Strict):
         return (height, width) in self.resolutions or (any_size is not None and any_size.takes(height, width))
 
 
+class HistogramEntry(_Strict):
+    """How far the numbers of an output are off: `counts[i]` of them by 2^(lowest + i) of the reference's root mean
+    square or more, but less than twice that; `exact` of them by nothing.
+    """
+
+    lowest: int
+    counts: tuple[int, ...]
+    exact: int
+
+
 class ParityEntry(_Strict):
     """Of one output. `metrics` and `tolerance` by name; `passed` follows from them."""
 
@@ -186,6 +196,7 @@ class ParityEntry(_Strict):
     metrics: dict[str, float | int | None]
     tolerance: dict[str, float]
     passed: bool
+    histogram: HistogramEntry | None = None
 
     @model_validator(mode="after")
     def _passed_follows(self) -> ParityEntry:
@@ -197,10 +208,46 @@ class ParityEntry(_Strict):
         return self
 
 
+class CoordinatesEntry(_Strict):
+    """Where a token is along an axis (`models.spec.Coordinates`)."""
+
+    offset: float
+    reference: int | None
+    centred: bool
+
+
+class HeadEntry(_Strict):
+    """Frequencies of some pairs of a head: its angle at a token is x · place along a row + y · place along a column.
+
+    `head`: None where all heads of the block turn alike. `block`: None for what an axial model's heads would do.
+    """
+
+    block: int | None
+    head: int | None
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+class RotaryEntry(_Strict):
+    """A sample of how the model turns its queries and keys, to draw and to look at: hosts take tables from elsewhere.
+
+    rule   in words
+    grid   rows and columns of the tokens that see one another, at the first size
+    pairs  which pairs of a head `heads` are of
+    """
+
+    rule: str
+    coordinates: CoordinatesEntry
+    grid: Size
+    pairs: tuple[int, ...]
+    heads: tuple[HeadEntry, ...]
+
+
 class Manifest(_Strict):
     """`output`: what was asked for, such as "logits" or "cls,features:5,11"; artifacts list their outputs by name.
 
     patch     pixels a patch's side; prefix: tokens before the patches, in `tokens` (manifests of before had neither)
+    rotary    of a model that turns, some of its frequencies
     choices   what was chosen for the user where the request left it open
     notes     what was measured and built on the way
 
@@ -221,6 +268,7 @@ class Manifest(_Strict):
     parity: tuple[ParityEntry, ...]
     files: tuple[FileEntry, ...]
     versions: dict[str, str]
+    rotary: RotaryEntry | None = None
     choices: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     request: dict[str, str] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ropevit_export.bundle.manifest import ArtifactEntry, Manifest, OutputEntry, ParityEntry
 
 REPORT = "report.md"
+PAGE = "report.html"  # by `ropevit_export.report`, from the same manifest
 UNTRAINED = "UNTRAINED: seeded random weights, to build and time with, never to classify with"
 
 

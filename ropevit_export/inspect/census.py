@@ -21,7 +21,7 @@ from ropevit_export.passes.places import places
 from ropevit_export.passes.precision import POLICIES
 from ropevit_export.values import Form, Precision
 
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "MultiHeadAttention"})
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "MultiHeadAttention", "DynamicQuantizeMatMul"})
 _NOT_COMPUTED = frozenset({"Cast", "Constant", "Identity", "Shape", "QuantizeLinear", "DequantizeLinear"})
 _ONNX = {ir.DataType[FORMATS[name].onnx]: name for name in PRECISIONS}
 _ONNX[ir.DataType.UINT8] = "int8"  # its codes, moved by 128
@@ -90,8 +90,8 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
             allowed = {"fp32"}
         elif _is_linear(node) and place != "head":
             allowed = {precision}
-        else:  # on a CPU scores are in 8 bits where that pays
-            allowed = {rest, precision} if form == "onnxruntime" and node.op_type == "MatMul" else {rest}
+        else:
+            allowed = {rest}
         wanted[node.name or ""] = allowed | io_formats if kept else allowed
         if taken not in allowed:
             census.faults.append(f"{place} ({node.op_type}) runs in {taken}")
@@ -112,8 +112,8 @@ def _is_linear(node: ir.Node) -> bool:
 
 
 def _multiplied(node: ir.Node) -> str:
-    """The format of what a product multiplies; 8-bit values come out of a DequantizeLinear."""
-    value = node.inputs[0]
+    """The format of what a product multiplies; 8-bit values come out of a DequantizeLinear, or are made inside."""
+    value = node.inputs[1 if node.op_type == "DynamicQuantizeMatMul" else 0]
     assert value is not None
     source = value.producer()
     if source is not None and source.op_type == "DequantizeLinear" and source.inputs[0] is not None:

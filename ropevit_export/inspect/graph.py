@@ -120,7 +120,7 @@ def _split(shape: tuple[int, ...], heads: int) -> tuple[int, ...]:
     return batch, heads, tokens, channels // heads
 
 
-_FLOPS = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv}
+_FLOPS = {"MatMul": _matmul, "DynamicQuantizeMatMul": _matmul, "Gemm": _gemm, "Conv": _conv}
 _FLOPS |= {"Attention": _attention, "MultiHeadAttention": _attention}
 
 

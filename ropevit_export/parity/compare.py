@@ -31,6 +31,17 @@ class Metrics:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Histogram:
+    """Errors over the reference's root mean square: `counts[i]` of 2^(lowest + i) or more and less than twice that,
+    `exact` of nothing at all.
+    """
+
+    lowest: int
+    counts: tuple[int, ...]
+    exact: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ParityReport:
     """One output of an artifact at one size, compared on `inputs`."""
 
@@ -43,6 +54,7 @@ class ParityReport:
     runtime: str
     metrics: Metrics
     tolerance: Tolerance
+    histogram: Histogram | None = None
 
     @property
     def passed(self) -> bool:
@@ -80,6 +92,22 @@ def compare(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating], ou
         top1=float((a.argmax(-1) == b.argmax(-1)).mean()) if output == "logits" else None,
         not_finite=0,
     )
+
+
+def histogram(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating]) -> Histogram | None:
+    """None where there is nothing to count: a NaN or Inf, or a reference of nothing but zeros."""
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    rms = _rms(b)
+    if not (np.isfinite(a).all() and rms):
+        return None
+    # The exponent of a float64 stands in its bits 52 to 62, and is 0 for zero and for what is smaller than any error.
+    exponents = (np.abs((a - b) / rms).view(np.int64) >> 52).ravel()
+    counted = np.bincount(exponents)
+    exact, there = int(counted[0]), np.flatnonzero(counted[1:]) + 1
+    if not len(there):
+        return Histogram(lowest=0, counts=(), exact=exact)
+    first, last = int(there[0]), int(there[-1])
+    return Histogram(lowest=first - 1023, counts=tuple(counted[first : last + 1].tolist()), exact=exact)
 
 
 def _rms(x: npt.NDArray[np.float64]) -> float:

@@ -71,6 +71,7 @@ def compared(
     for output, theirs in sample.expected.items():
         ours = [answer[output] for answer in answers]
         batch = len(ours[0])
+        answered = np.concatenate(ours)
         repeated = np.concatenate([theirs[chosen] for chosen in chunks(batch, len(theirs))])
         reports.append(
             compare.ParityReport(
@@ -81,8 +82,9 @@ def compared(
                 inputs=f"seeded noise and {len(theirs) - 1} photographs{_rounding(io)}",
                 reference="PyTorch float32, unfolded",
                 runtime=runtime,
-                metrics=compare.compare(np.concatenate(ours), repeated, output),
+                metrics=compare.compare(answered, repeated, output),
                 tolerance=tolerance,
+                histogram=compare.histogram(answered, repeated),
             )
         )
     return reports

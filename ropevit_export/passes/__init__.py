@@ -24,7 +24,7 @@ from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.places import probed, refuse_overflow
 from ropevit_export.passes.precision import POLICIES, RetypeIo, ToHalf
 from ropevit_export.passes.quantize.codes import Coding
-from ropevit_export.passes.quantize.cpu import QuantizeRows, QuantizeScores, split_heads
+from ropevit_export.passes.quantize.cpu import QuantizeAsItRuns
 from ropevit_export.passes.quantize.engines import QuantizeLinear
 from ropevit_export.passes.quantize.ranges import Session, balance, calibrate
 from ropevit_export.passes.reshape import StaticReshape
@@ -125,8 +125,8 @@ class Quantized:
     """One calibration, two lowerings: what is fast in one runtime is slow or refused in the other.
 
     engines      Q/DQ around MatMul, float16 elsewhere: TensorRT-RTX, OpenVINO
-    onnxruntime  Q/DQ around Gemm and scores, short attention as one operator, float32 elsewhere; None for fp8, which no
-                 CPU computes in
+    onnxruntime  linear layers whose inputs' ranges are measured as they run, attention as one operator, float32
+                 elsewhere; None for fp8, which no CPU computes in
     """
 
     engines: Graph
@@ -147,9 +147,7 @@ def run_quantized(
     fast = None
     if coding == "int8":
         fast = dataclasses.replace(graph, model=_separate(graph.model))
-        fast = apply(fast, [FuseRotation(), common.RemoveUnusedNodesPass()])
-        own = split_heads(fast.model, ranges)
-        fast = apply(fast, [QuantizeRows(own), QuantizeScores(own), FuseAttention(), common.RemoveUnusedNodesPass()])
+        fast = apply(fast, [FuseRotation(), FuseAttention(), QuantizeAsItRuns(), common.RemoveUnusedNodesPass()])
         fast = _with_io_dtype(fast, io_dtype)
         verify(fast, "onnxruntime")
     # Equal tensors become one before 8-bit weights are there, which keep zero points of their own

@@ -27,7 +27,8 @@ def module(  # noqa: C901 - its classes belong to one release
     version: str, *, stored_cache: bytes = b"timed", fails: str | None = None
 ) -> ModuleType:
     """`fails`: the builder's last words, in place of an engine."""
-    trt: Any = ModuleType("tensorrt")
+    made = ModuleType("tensorrt")
+    trt: Any = made
     trt.__version__ = version
     trt.__spec__ = ModuleSpec("tensorrt", None)
     ten = version.startswith("10.")
@@ -113,7 +114,7 @@ def module(  # noqa: C901 - its classes belong to one release
 
     for each in (ILogger, Builder, OnnxParser, Runtime):
         setattr(trt, each.__name__, each)
-    return trt
+    return made
 
 
 class _Recorder:
@@ -142,8 +143,8 @@ class _Serialized:
 
 
 def _enum(name: str, members: list[str]) -> type[enum.IntEnum]:
-    made: Any = enum.IntEnum(name, {member: value for value, member in enumerate(members)})
-    found: type[enum.IntEnum] = made
+    made: Any = enum.IntEnum  # called with a name that is known only here, it makes an enumeration of that name
+    found: type[enum.IntEnum] = made(name, {member: value for value, member in enumerate(members)})
     return found
 
 

@@ -1,9 +1,8 @@
 """8-bit products, as Q/DQ where runtimes use it.
 
-Quantized: the products of `linear.py`, weights by output channel, and on a CPU (`cpu.py`) the scores of
-attention and some results. Not quantized: attention in engines (TensorRT-RTX keeps its fused one with float16 queries),
-Softmax and the product of its probabilities (most are far below one step), LayerNorm, the rotation, what is added to
-the tokens, the patch convolution, the last layer.
+Quantized: the products of `linear.py`, weights by output channel. Not quantized: attention (TensorRT-RTX keeps its
+fused one with float16 queries), LayerNorm, the rotation, what is added to the tokens, the patch convolution, the last
+layer.
 
 Why not a library's own placement: with their defaults, modelopt and onnxruntime.quantization leave features of a
 trained ViT at a cosine of 0.91 and 0.96, this at 0.999 (`scripts/bench_quantize` measures it). They quantize residual

@@ -1,4 +1,4 @@
-"""What the products of a graph are given and give, measured on images, and its outliers moved into their weights.
+"""What the linear layers of a graph are given, measured on images, and its outliers moved into their weights.
 
 Ranges are minimum and maximum. On a trained DINOv2 ViT-S/14 every clipped range (percentile, least squares) was worse:
 a vision transformer lives on a few large channels, and features fell from 0.994 to between 0.905 and 0.963 (cosine).
@@ -18,7 +18,6 @@ import onnx_ir as ir
 
 from ropevit_export.errors import PassError
 from ropevit_export.passes import edit
-from ropevit_export.passes.attention import attentions
 from ropevit_export.passes.linear import Linear, linear_layers, readers
 
 if TYPE_CHECKING:
@@ -41,9 +40,6 @@ class Range:
     def divided(self, scale_I: Array) -> Range:
         return Range(low=self.low / scale_I, high=self.high / scale_I)
 
-    def part(self, channels: slice) -> Range:
-        return Range(low=self.low[channels], high=self.high[channels])
-
     @property
     def peaks(self) -> Array:
         peaks: Array = np.maximum(np.abs(self.low), np.abs(self.high))
@@ -55,7 +51,7 @@ class Range:
         return min(float(self.low.min()), 0.0), max(float(self.high.max()), 0.0)
 
 
-Ranges = Mapping[str, Range]  # by the name of a linear layer's input or result, or of the q or k of an attention
+Ranges = Mapping[str, Range]  # by the name of a linear layer's input
 
 
 class Session(Protocol):
@@ -65,16 +61,14 @@ class Session(Protocol):
 
 
 def calibrate(model: ir.Model, feeds: Iterable[Arrays], load: Callable[[ir.Model], Session]) -> dict[str, Range]:
-    """Run a float32 graph on each feed in turn and measure linear layers and the inputs of scores.
+    """Run a float32 graph on each feed in turn and measure what its linear layers are given.
 
     Two numbers a channel are all that is kept. Of onnxruntime's calibrators, the one for minimum and maximum gives a
     range a tensor, too coarse to balance; the others hold every tensor of every image until the last.
     Raises PassError without an image, and where a value is not finite.
     """
     measured = model.clone()
-    wanted = [value for each in linear_layers(measured) for value in (each.x, each.result)]
-    wanted += [value for each in attentions(measured) for value in (each.q, each.k)]
-    values = {str(value.name): value for value in wanted}
+    values = {str(each.x.name): each.x for each in linear_layers(measured)}
     _make_outputs(measured.graph, values)
     session = load(measured)
     ranges: dict[str, Range] = {}
