@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from ropevit_export.cli import bench, check, cpp_example, doctor, evaluate, inspect, models, report  # noqa: F401 - they register verbs
+from ropevit_export.cli import bench, check, cpp_example, doctor, evaluate, inspect, models, report, tune  # noqa: F401 - they register verbs
 from ropevit_export.cli.export import cli
 from ropevit_export.errors import RopevitError
 from ropevit_export.machine.process import SIGNALS, Interrupted, interrupt

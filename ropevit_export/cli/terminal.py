@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def progress_bar(stages: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal, one line a stage elsewhere; both on stderr."""
+def progress_bar(stages: int | None, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, one line a stage elsewhere; both on stderr. `stages`: None where nobody knows how many."""
     from rich.console import Console
     from rich.logging import RichHandler
     from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
@@ -36,12 +37,12 @@ def progress_bar(stages: int, *, quiet: bool) -> Iterator[Callable[[str], None]]
             disable=quiet or not console.is_terminal,
         ) as bar:  # fmt: skip
             task = bar.add_task("", total=stages)
-            done = iter(range(stages + 1))
+            done = itertools.count()
 
             def advance(stage: str) -> None:
                 if Interrupted.arrived:
                     raise Interrupted
-                bar.update(task, description=stage, completed=next(done, stages))
+                bar.update(task, description=stage, completed=min(next(done), stages or 0))
 
             yield advance
     finally:
