@@ -9,7 +9,7 @@ import click
 
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.options import BACKENDS
-from ropevit_export.cli.terminal import progress_bar, show
+from ropevit_export.cli.terminal import add_row, progress_bar, say, show
 from ropevit_export.machine.process import quiet_libraries
 from ropevit_export.values import Resolution
 
@@ -71,7 +71,8 @@ def _print(found: Tuned) -> None:
 
     table = Table("setting", "ms a batch", "images/s", "error of limit", "")
     for row in sorted(found.rows, key=lambda row: row.milliseconds or float("inf")):
-        table.add_row(
+        add_row(
+            table,
             row.setting.name,
             "" if row.milliseconds is None else f"{row.milliseconds:.1f}",
             "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
@@ -81,4 +82,4 @@ def _print(found: Tuned) -> None:
     show(table)
     height, width = found.resolution
     where = f"{height}x{width}, batch {found.batch}, on {found.machine.processor}, {found.machine.cores} cores"
-    click.echo(f'{found.chosen.name}: for {found.goal} at {where}; runtime.load(…, "auto") takes it there.')
+    say(f'{found.chosen.name}: for {found.goal} at {where}; runtime.load(…, "auto") takes it there.')
