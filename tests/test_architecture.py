@@ -46,7 +46,8 @@ OWNERS = {
     "matplotlib": ("verbs/plot.py",),
     "onnxsim": ("passes/simplify.py",),
     "huggingface_hub": ("checkpoint/hub.py",),
-    "ray": ("verbs/matrix.py",),
+    "pyarrow": ("verbs/parts.py", "verbs/predict.py", "verbs/predict_ray.py"),
+    "ray": ("verbs/matrix.py", "verbs/predict_ray.py"),
 }
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from ropevit_export.machine.process import Interrupted
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_SELDOM = 30.0  # seconds between lines of progress where there is no terminal
 
 
 @contextlib.contextmanager
@@ -81,6 +84,40 @@ def add_row(table: Table, *cells: str) -> None:
     from rich.text import Text
 
     table.add_row(*(Text(printable(each)) for each in cells))
+
+
+@contextlib.contextmanager
+def counted(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Progress of a long count, told (done, of): on a terminal a bar with rate and time left, elsewhere a line now and
+    then; both on stderr.
+    """
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    begun: list[tuple[float, int]] = []
+    said = time.monotonic()
+    columns = (*Progress.get_default_columns()[:3], MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet or not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=None, rate="")
+
+        def tell(done: int, count: int) -> None:
+            nonlocal said
+            if Interrupted.arrived:
+                raise Interrupted
+            now = time.monotonic()
+            if not begun:  # what an earlier run has done is no speed of this one
+                begun.append((now, done))
+            rate = (done - begun[0][1]) / (now - begun[0][0]) if now > begun[0][0] else 0.0
+            bar.update(task, completed=done, total=count, rate=f"{rate:.1f}/s" if rate else "")
+            if not quiet and not console.is_terminal and now - said >= _SELDOM:
+                said = now
+                left = f", {(count - done) / rate:.0f} s left" if rate else ""
+                print(f"{done} of {count} {what}, {rate:.1f} a second{left}", file=sys.stderr, flush=True)
+
+        yield tell
 
 
 def show(table: Table, width: int = 140) -> None:

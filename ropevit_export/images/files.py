@@ -25,7 +25,7 @@ def opened(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return rgb(image)
-    except (OSError, ValueError, SyntaxError) as error:  # what PIL's readers raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL's readers raise
         raise InputError(f"{path} can't be read as an image: {error}.") from error
 
 
@@ -44,7 +44,7 @@ def unreadable(files: Iterable[Path]) -> dict[Path, str]:
             with Image.open(path) as image:
                 image.draft("RGB", (1, 1))
                 rgb(image)
-        except (OSError, ValueError, SyntaxError, InputError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, InputError) as error:
             out[path] = first_line(error)
     return out
 
