@@ -22,6 +22,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("checkpoint/", "models/", "rope/", "trace/", "passes/", "backends/", "parity/", "bundle/"),
     ("inspect/",),
     ("report/",),
+    ("tuned.py",),
     ("runtime.py",),
     ("planning.py",),
     ("stages.py",),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from ropevit_export.cli import bench, check, cpp_example, doctor, evaluate, inspect, models, report  # noqa: F401 - they register verbs
+from ropevit_export.cli import bench, check, cpp_example, doctor, evaluate, inspect, models, report, tune  # noqa: F401 - they register verbs
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.terminal import say
 from ropevit_export.errors import RopevitError

@@ -31,8 +31,15 @@ if TYPE_CHECKING:
     type=click.Choice(BACKENDS),
     help="Run only what is for it: its engines or IR, else the ONNX graphs; it is an error if they can't run here.",
 )
+@click.option(
+    "--compute",
+    type=click.Choice(["f32", "bf16"]),
+    help="With --backend openvino: what floating-point parts are computed in, if not what the precision says.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
-def check(bundle: Path, layers: bool, weights: str | None, backend: str | None, as_json: bool) -> None:
+def check(
+    bundle: Path, layers: bool, weights: str | None, backend: str | None, compute: str | None, as_json: bool
+) -> None:
     """Verify a bundle's files, and its graphs and engines against the reference outputs it carries."""
     from ropevit_export.verbs import check as checking
 
@@ -40,12 +47,14 @@ def check(bundle: Path, layers: bool, weights: str | None, backend: str | None, 
         raise UsageError("--weights is for --by-layer: check alone needs no PyTorch.")
     if backend and layers:
         raise UsageError("--by-layer runs ONNX graphs on ONNX Runtime's CPU provider: leave --backend out.")
+    if compute and backend != "openvino":
+        raise UsageError("--compute is OpenVINO's: give --backend openvino with it.")
     if layers:
         _check_by_layer(bundle, weights, as_json)
         return
 
     with quiet_libraries():
-        found = checking.check(bundle, backend)
+        found = checking.check(bundle, backend, **({"compute": compute} if compute else {}))
     if as_json:
         say(json.dumps(_as_json(bundle, found), indent=2, allow_nan=False))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sys
 import unicodedata
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def progress_bar(stages: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal, one line a stage elsewhere; both on stderr."""
+def progress_bar(stages: int | None, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, one line a stage elsewhere; both on stderr. `stages`: None where nobody knows how many."""
     from rich.console import Console
     from rich.logging import RichHandler
     from rich.markup import escape
@@ -41,12 +42,13 @@ def progress_bar(stages: int, *, quiet: bool) -> Iterator[Callable[[str], None]]
             disable=quiet or not console.is_terminal,
         ) as bar:  # fmt: skip
             task = bar.add_task("", total=stages)
-            done = iter(range(stages + 1))
+            done = itertools.count()
 
             def advance(stage: str) -> None:
                 if Interrupted.arrived:
                     raise Interrupted
-                bar.update(task, description=escape(printable(stage)), completed=next(done, stages))
+                description = escape(printable(stage))
+                bar.update(task, description=description, completed=min(next(done), stages or 0))
 
             yield advance
     finally:
