@@ -5,6 +5,7 @@ A test module takes the rows of its title by `rows` and lets each fault happen b
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,9 +75,27 @@ REPLACING = (
     Row(fault="--out has a name of 255 bytes", code=0, stands=NEW, says=""),
 )  # fmt: skip
 
+# What a disk says, and the words of ours that stand for it.
+WRITE_REASONS = {errno.ENOSPC: "no space left for", errno.EIO: "can't write", errno.EACCES: "can't write"}
+
+
+class WRITES:
+    """Every file and folder that an export makes, writes, syncs, renames or removes, each with each reason."""
+
+    unpublished = Row(
+        fault="any write before the bundle is published fails", code=1, stands=OLDER, says="no space left for out: "
+    )
+    published = Row(
+        fault="syncing or removing fails once the new bundle stands", code=0, stands=NEW, says="Remove it.",
+        left=".out.partial",
+    )  # fmt: skip
+    at_least = 36
+
+
 GROUPS: dict[str, tuple[Row, ...]] = {
     "Publishing a bundle over an older one": PUBLISHING,
     "Refused before the build": REPLACING,
+    "Every write in turn": (WRITES.unpublished, WRITES.published),
 }
 
 
