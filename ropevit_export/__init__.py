@@ -7,28 +7,33 @@ bundle = export(Request(model=find_model("rope_mixed_deit_base"), resolutions=(R
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
-
-from ropevit_export.models.zoo import find_model
-from ropevit_export.request import Request
-from ropevit_export.values import Dim, Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.models.timm_modules import spec_of
+    from ropevit_export.models.zoo import find_model
     from ropevit_export.pipeline import export
+    from ropevit_export.request import Request
+    from ropevit_export.values import Dim, Resolution
 
 __version__ = "0.1.0"
 __all__ = ["Dim", "Request", "Resolution", "__version__", "export", "find_model", "spec_of"]
 
+_HOMES = {
+    "Dim": "values",
+    "Request": "request",
+    "Resolution": "values",
+    "export": "pipeline",
+    "find_model": "models.zoo",
+    "spec_of": "models.timm_modules",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`export` and `spec_of` on first use: they bring onnx and torch, and `--help` must not wait for them."""
-    if name == "export":
-        from ropevit_export.pipeline import export
-
-        return export
-    if name == "spec_of":
-        from ropevit_export.models.timm_modules import spec_of
-
-        return spec_of
+    """The package's names on first use: some bring onnx and torch, which `--help` must not wait for, and before any of
+    them a signal must find who answers it.
+    """
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,21 +9,26 @@ Imports ONNX Runtime, OpenVINO or TensorRT, not torch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ropevit_export.backends.select import ENGINES, form, runner
+from ropevit_export import tuned
+from ropevit_export.backends.select import ENGINES, runner
+from ropevit_export.backends.select import form as form_of
 from ropevit_export.bundle import manifest, positions
-from ropevit_export.errors import BackendError, BundleError, InputError
+from ropevit_export.errors import BackendError, BundleError, InputError, UsageError
 from ropevit_export.images.files import opened
 from ropevit_export.images.preprocess import crop, in_format, normalise
 from ropevit_export.models.spec import Preprocess
 from ropevit_export.rope import inputs
-from ropevit_export.values import Resolution
+from ropevit_export.values import Form, Resolution
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,16 +59,24 @@ def host_inputs(bundle: Path, artifact: manifest.ArtifactEntry) -> Callable[[Res
     return filled
 
 
-def load(bundle: str | Path, backend: str = "onnxruntime", **options: Any) -> Model:
+def load(bundle: str | Path, backend: str = "onnxruntime", *, form: Form | None = None, **options: Any) -> Model:
     """A bundle's graphs or engines, ready to run.
 
+    load(bundle, "auto")                      as `ropevit-export tune` found fastest on this machine; `describe` says so
     load(bundle, "onnxruntime-cuda")          a provider of ONNX Runtime that can't be had is an error
     load(bundle, "openvino", device="GPU")    a device that computes in another precision is an error
+    load(bundle, "openvino", compute="bf16")  what is float32 in the graph computed in bfloat16, which must be there
     load(bundle, "tensorrt-rtx")              its engines, on the GPU that they were built for
 
-    Files are believed: `ropevit-export check` hashes them.
+    ONNX Runtime and OpenVINO take `threads=N` and, for `Model.run_many`, `streams=N`. `form`: of the graph, if not the
+    one that the backend is fastest with. Files are believed: `ropevit-export check` hashes them.
     """
-    return Model(Path(bundle), backend, options)
+    if backend != "auto":
+        return Model(Path(bundle), backend, form, options)
+    if form or options:
+        raise UsageError('backend "auto" chooses form and options itself: name a backend to choose them.')
+    setting, reason = tuned.choose(Path(bundle))
+    return Model(Path(bundle), setting.backend, setting.form, setting.options, reason)
 
 
 def artifacts(bundle: Path, listed: manifest.Manifest, backend: str) -> list[manifest.ArtifactEntry]:
@@ -82,6 +95,13 @@ def open_artifact(bundle: Path, artifact: manifest.ArtifactEntry, backend: str, 
     if artifact.kind in ENGINES:
         options = {"targets": artifact.targets, "built_with": artifact.built_with, **options}
     return runner(backend, bundle / artifact.path, precision=artifact.precision, **options)
+
+
+def _in_order(graphs: list[manifest.ArtifactEntry], backend: str, wanted: Form | None) -> list[manifest.ArtifactEntry]:
+    """Of graphs in several forms those of the wanted one; else the backend's own before the one for all."""
+    if wanted is not None:
+        return [each for each in graphs if each.form == wanted]
+    return sorted(graphs, key=lambda each: (each.form != form_of(backend, each.precision), each.form != "portable"))
 
 
 def _picture(image: object) -> Image.Image:
@@ -103,16 +123,18 @@ def _picture(image: object) -> Image.Image:
 class Model:
     """The graphs of a bundle, or its engines. Each is loaded at its first image."""
 
-    def __init__(self, bundle: Path, backend: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self, bundle: Path, backend: str, form: Form | None, options: dict[str, Any], reason: str = ""
+    ) -> None:
         self.manifest = manifest.read(bundle)
         self.preprocess = Preprocess(**self.manifest.preprocess.model_dump())
-        graphs = artifacts(bundle, self.manifest, backend)
-        # Of a graph in several forms the backend's own, else the one for all.
-        self._graphs = sorted(
-            graphs, key=lambda each: (each.form != form(backend, each.precision), each.form != "portable")
-        )
-        by_path = {graph.path: graph for graph in self._graphs}
-        self._runner = functools.cache(lambda path: open_artifact(bundle, by_path[path], backend, **options))
+        self._graphs = _in_order(artifacts(bundle, self.manifest, backend), backend, form)
+        if not self._graphs:
+            raise BundleError(f"{bundle} holds no graph in the form {form}.")
+        self._bundle, self._backend, self._options, self._reason = bundle, backend, options, reason
+        self._streams: int = options.get("streams", 1)
+        self._opened: dict[str, Runner] = {}
+        self._opening = threading.Lock()
         self._host = {graph.path: host_inputs(bundle, graph) for graph in self._graphs}
 
     @property
@@ -135,7 +157,8 @@ class Model:
     def describe(self, size: Resolution) -> str:
         """The artifact that serves a size, and what it runs on. Loads it."""
         graph = self.artifact(size)
-        return f"{self._runner(graph.path).describe}, {graph.path}"
+        reason = f", {self._reason}" if self._reason else ""
+        return f"{self.runner(graph).describe}, {graph.path}{reason}"
 
     def run(self, images: Array) -> Array:
         """The answer to a batch, of a bundle with one output; see `run_all`."""
@@ -158,8 +181,27 @@ class Model:
             needed = f"{batch.min}" if batch.min == batch.max else f"{batch.min} to {batch.max}"
             raise InputError(f"a batch of {len(images)} was given, {graph.path} takes {needed}.")
         feeds = {graph.inputs[0].name: images, **self._host[graph.path](size)}
-        answers = self._runner(graph.path).run(feeds)
+        answers = self.runner(graph).run(feeds)
         return {output.name: answers[output.name] for output in graph.outputs}
+
+    def run_many(self, batches: Iterable[Array]) -> Iterator[dict[str, Array]]:
+        """Answers to batches as `run_all` gives them, in their order: as many side by side as `load` was given
+        `streams`, and no more than twice as many taken from `batches` ahead of what is asked for.
+
+        An error is raised in its batch's place; what comes behind it is not computed.
+        """
+        waiting: deque[Future[dict[str, Array]]] = deque()
+        with ThreadPoolExecutor(self._streams) as pool:
+            try:
+                for images in batches:
+                    waiting.append(pool.submit(self.run_all, images))
+                    if len(waiting) >= 2 * self._streams:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for each in waiting:
+                    each.cancel()
 
     def _size(self, images: Array) -> Resolution:
         nhwc = self.preprocess.layout == "NHWC"
@@ -171,6 +213,13 @@ class Model:
             )
         height, width = images.shape[1:3] if nhwc else images.shape[2:4]
         return Resolution(height=int(height), width=int(width))
+
+    def runner(self, graph: manifest.ArtifactEntry) -> Runner:
+        """Loaded once, whoever asks first."""
+        with self._opening:
+            if graph.path not in self._opened:
+                self._opened[graph.path] = open_artifact(self._bundle, graph, self._backend, **self._options)
+            return self._opened[graph.path]
 
     def artifact(self, size: Resolution) -> manifest.ArtifactEntry:
         """What serves a size. Raises InputError where nothing does."""

@@ -63,7 +63,7 @@ def main() -> None:
         raise SystemExit(f"timm has no {spec.short} to compare with.")
     size = str(given.res)
     commands = {
-        "ours": [sys.executable, "-c", "from ropevit_export.cli import main; main()", "--model", spec.short,
+        "ours": [sys.executable, "-c", "from ropevit_export.start import main; main()", "--model", spec.short,
                  "--res", size, "--weights", "random", "--engine", given.engine],
         "theirs": [sys.executable, "-c", THEIRS, spec.timm, size, "bare" if given.bare else "simplified"],
     }  # fmt: skip

@@ -33,7 +33,7 @@ for _spec in map(shallow, (*MODELS, *EXAMPLES)):
 
 def command_line(*arguments: str, cwd: Path, **options: Any) -> subprocess.Popen[str]:
     """The program in a process of its own, where no hub can be reached."""
-    code = "import tests.rows; from ropevit_export.cli import main; main()"
+    code = "import tests.rows; from ropevit_export.start import main; main()"
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -22,12 +22,14 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("checkpoint/", "models/", "rope/", "trace/", "passes/", "backends/", "parity/", "bundle/"),
     ("inspect/",),
     ("report/",),
+    ("tuned.py",),
     ("runtime.py",),
     ("planning.py",),
     ("stages.py",),
     ("pipeline.py",),
     ("verbs/",),
     ("cli/",),
+    ("start.py",),
     ("__init__.py",),  # the package's face
 )
 # Reports and manifests hold what was compared: the one place where two stages' results meet below the pipeline.

@@ -132,21 +132,44 @@ with staging.claimed(final), staging.staged(final, force=False) as folder:
 
 @pytest.mark.parametrize("after", ["final.rename", "staging.rename"])
 def test_a_replacement_that_was_killed_leaves_one_whole_bundle(tmp_path: Path, after: str) -> None:
-    """The two renames of `--force`: between them there is no bundle, after them there are two."""
+    """Where a filesystem can't exchange names: between the two renames there is no bundle, after them there are two."""
     bundle(tmp_path / "out")
     moved = "target.name == '.out.replaced'" if after == "final.rename" else "target.name == 'out'"
     killed(f"""
-rename = Path.rename
-def rename_and_die(self, target):
-    rename(self, target)
+import errno
+from ropevit_export.machine import files
+rename = files.rename
+def rename_and_die(source, target):
+    rename(source, target)
     if {moved}:
         os._exit(9)
-Path.rename = rename_and_die
+def no_exchange(one, other):
+    raise OSError(errno.EINVAL, "")
+files.rename, files.exchange = rename_and_die, no_exchange
 with staging.claimed(final), staging.staged(final, force=True) as folder:
     (folder / "manifest.json").write_text("new")
 """, tmp_path)  # fmt: skip
     with staging.claimed(tmp_path / "out"):
         assert (tmp_path / "out" / "manifest.json").read_text() == ("old" if after == "final.rename" else "new")
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_exchange_that_was_killed_leaves_one_whole_bundle(tmp_path: Path, before: bool) -> None:
+    bundle(tmp_path / "out")
+    killed(f"""
+from ropevit_export.machine import files
+exchange = files.exchange
+def exchange_and_die(one, other):
+    if not {before}:
+        exchange(one, other)
+    os._exit(9)
+files.exchange = exchange_and_die
+with staging.claimed(final), staging.staged(final, force=True) as folder:
+    (folder / "manifest.json").write_text("new")
+""", tmp_path)  # fmt: skip
+    with staging.claimed(tmp_path / "out"):
+        assert (tmp_path / "out" / "manifest.json").read_text() == ("old" if before else "new")
     assert names(tmp_path) == ["out"]
 
 

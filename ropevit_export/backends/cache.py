@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ropevit_export.machine import files
 from ropevit_export.machine.files import sha256
 from ropevit_export.request import EngineSpec
 from ropevit_export.values import Plan
@@ -38,7 +39,10 @@ def build(maker: Builder, graph: Sequence[Path], spec: EngineSpec, path: Path, c
         log.info("%s: taken from the build cache", path.name)
         return found
     plan = maker.build(onnx, spec, path)
-    _keep(plan, path, entry)
+    try:
+        _keep(plan, path, entry)
+    except OSError as error:  # the engine is there: that the next build takes as long is no reason to lose it
+        log.warning("%s is not kept in the build cache %s: %s", path.name, cache, error.strerror or error)
     return plan
 
 
@@ -56,14 +60,14 @@ def _taken(entry: Path, path: Path) -> Plan | None:
     """A kept engine, copied to `path` and beside it. None where there is none, or it is not what was kept."""
     try:
         kept = json.loads((entry / _PLAN).read_bytes())
-        files = []
+        taken = []
         for ending, digest in kept.pop("files").items():
             if sha256(entry / f"engine{ending}") != digest:
                 raise ValueError(f"engine{ending} has changed")
-            files.append(path.with_name(path.stem + ending))
-            shutil.copyfile(entry / f"engine{ending}", files[-1])
+            taken.append(path.with_name(path.stem + ending))
+            files.copy(entry / f"engine{ending}", taken[-1])
         return Plan(
-            **kept | {"files": tuple(files), "layers": tuple(kept["layers"]), "targets": tuple(kept["targets"])}
+            **kept | {"files": tuple(taken), "layers": tuple(kept["layers"]), "targets": tuple(kept["targets"])}
         )
     except FileNotFoundError:
         return None
@@ -78,15 +82,15 @@ def _keep(plan: Plan, path: Path, entry: Path) -> None:
     with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".") as folder:
         new = Path(folder) / "entry"
         new.mkdir()
-        files = {}
+        digests = {}
         for file in plan.files:
             ending = file.name.removeprefix(path.stem)
-            shutil.copyfile(file, new / f"engine{ending}")
-            files[ending] = sha256(file)
-        kept = {each.name: getattr(plan, each.name) for each in dataclasses.fields(plan)} | {"files": files}
-        (new / _PLAN).write_text(json.dumps(kept), encoding="utf-8")
+            files.copy(file, new / f"engine{ending}")
+            digests[ending] = sha256(file)
+        kept = {each.name: getattr(plan, each.name) for each in dataclasses.fields(plan)} | {"files": digests}
+        files.write(new / _PLAN, json.dumps(kept).encode())
         try:
-            new.rename(entry)
+            files.rename(new, entry)
         except OSError:
             if not entry.is_dir():  # else another builder was first
                 raise

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropevit_export.errors import BackendError
+from ropevit_export.machine import files
 from ropevit_export.request import EngineSpec
 from ropevit_export.values import Form, Plan, Precision
 
@@ -76,7 +77,7 @@ class NvinferBuilder:
         if plan is None:
             raise BackendError(f"{self.title} failed to build {onnx.name}: {log.last_error()}")
         self._finish(config, spec)
-        path.write_bytes(memoryview(plan))
+        files.write(path, memoryview(plan))
         return Plan(
             files=(path,),
             layers=tuple(self._layers(log, plan)),

@@ -54,7 +54,11 @@ _OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 
 
 class OnnxRuntime:
-    """A session. ONNX Runtime silently replaces a provider that it can't load, so what it loaded is compared."""
+    """A session. ONNX Runtime silently replaces a provider that it can't load, so what it loaded is compared.
+
+    threads   of one answer on the CPU; default: all cores
+    streams   answers that are computed side by side, each by a part of the threads, where `run` is called by as many
+    """
 
     def __init__(
         self,
@@ -63,6 +67,8 @@ class OnnxRuntime:
         *,
         precision: str = "fp32",
         optimise: bool = True,
+        threads: int | None = None,
+        streams: int = 1,
     ) -> None:
         try:
             import onnxruntime
@@ -79,8 +85,12 @@ class OnnxRuntime:
         if not optimise or precision == "fp8":  # whose operators it has, but does not fuse
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
+        if streams > 1:
+            threads = max(1, (threads or hardware.cores() or 1) // streams)
+        if threads is not None:
+            options.intra_op_num_threads = threads
         self._as_uint8 = precision == "int8" and self._providers == (CPU,) and hardware.cuts_8_bit_sums()
-        if self._as_uint8:  # weights, whose sums are then exact, and slower; not attention's scores
+        if self._as_uint8:  # weights, whose sums are then exact, and slower
             options.add_session_config_entry("session.x64quantprecision", "1")
         if self._providers == (CPU,):
             self._session = _session(onnxruntime, model, options, self._providers)

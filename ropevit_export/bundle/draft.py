@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, resume
 from ropevit_export.errors import ParityError
+from ropevit_export.machine import files
 from ropevit_export.machine.files import sha256
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Draft:
         """The builder's own report of an engine, beside it."""
         path = engine.with_name(f"{engine.name}.layers.json")
         content = {"built_with": plan.built_with, "layers": plan.layers}
-        path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        files.write(path, (json.dumps(content, indent=1) + "\n").encode())
         return path
 
     def graph_files(self, onnx: Path) -> list[Path]:
@@ -138,7 +139,7 @@ class Draft:
         """Write the report beside where the bundle would have been."""
         path = final.with_name(f"{final.name}.out-of-tolerance.md")
         unfinished = manifest.Manifest.model_construct(**self._fields())
-        path.write_text(report.render(unfinished), encoding="utf-8")
+        files.write(path, report.render(unfinished).encode())
         return path
 
     def close(self, page: Callable[[Path, manifest.Manifest], str]) -> manifest.Manifest:
@@ -147,7 +148,7 @@ class Draft:
         described = manifest.Manifest(**fields)
         texts = {report.REPORT: report.render(described), report.PAGE: page(self.folder, described)}
         for name, text in texts.items():
-            (self.folder / name).write_text(text, encoding="utf-8")
+            files.write(self.folder / name, text.encode())
         reports = [_file("report", self.folder / name) for name in texts]
         written = manifest.Manifest(**fields | {"files": (*self._files, *reports)})
         written.write(self.folder)

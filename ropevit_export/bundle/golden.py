@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, numpy
 
 from ropevit_export.errors import BundleError
+from ropevit_export.machine import files
 from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def write(path: Path, images: Array, expected: Arrays, host: Arrays) -> None:
         axis = 0 if array.ndim == 2 else 1  # (patches, W), or (L, tokens, A, P)
         at = np.unique(np.linspace(0, array.shape[axis] - 1, _ROWS).astype(np.int64))
         tensors |= {f"filled.{name}": array.take(at, axis), f"filled.{name}.at": at}
-    path.write_bytes(numpy.save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)}))
+    files.write(path, numpy.save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)}))
 
 
 def read(path: Path, outputs: list[str]) -> tuple[Array, dict[str, Array]]:

@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ropevit_export.machine import files
+from ropevit_export.machine.process import deferred
+
 # Filesystems of clusters that are mounted without locks say so by one of these.
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 _POLL = 0.2  # seconds
@@ -30,20 +33,25 @@ def locked(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator
     try:
         yield held
     finally:
-        # While it is still locked: whoever opened it meanwhile then sees that its name is gone. Windows removes no
-        # open file.
+        with deferred():
+            _release(path, fd)
+
+
+def _release(path: Path, fd: int) -> None:
+    # While it is still locked: whoever opened it meanwhile then sees that its name is gone. Windows removes no open
+    # file.
+    with contextlib.suppress(OSError):
+        path.unlink()
+    os.close(fd)
+    if sys.platform == "win32":
         with contextlib.suppress(OSError):
             path.unlink()
-        os.close(fd)
-        if sys.platform == "win32":
-            with contextlib.suppress(OSError):
-                path.unlink()
 
 
 def _try(path: Path) -> tuple[int, bool] | None:
     """The locked file and whether locks work at all; None where another process has it."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        fd = files.open_lock(path)
         try:
             held = _lock(fd)
             if _is(fd, path):

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from ropevit_export.errors import BundleError
+from ropevit_export.machine import files
 from ropevit_export.models.spec import CropMode, Interpolation
 from ropevit_export.values import Form, Output, Pool, TensorSpec
 
@@ -284,7 +285,7 @@ class Manifest(_Strict):
         return self
 
     def write(self, bundle: Path) -> None:
-        (bundle / MANIFEST).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        files.write(bundle / MANIFEST, (self.model_dump_json(indent=2) + "\n").encode())
 
     def all_files(self) -> list[tuple[str, str]]:
         """(path, SHA-256) of every file of the bundle but this one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from ropevit_export.errors import BundleError
+from ropevit_export.machine import files
 from ropevit_export.models.spec import ModelSpec, Preprocess
 from ropevit_export.values import Graph, RopeMode
 
@@ -38,11 +38,7 @@ class WeightFile:
         data = array.reshape(-1).view(np.uint8).data
         key = hashlib.sha256(data).hexdigest()
         if key not in self._places:
-            with self.path.open("ab") as stream:
-                stream.seek(0, os.SEEK_END)
-                stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
-                self._places[key] = stream.tell()
-                stream.write(data)
+            self._places[key] = files.append(self.path, data, alignment=_ALIGNMENT)
         return ir.ExternalTensor(
             location=self.path.name,
             offset=self._places[key],
@@ -87,7 +83,7 @@ def write(graph: Graph, path: Path, weights: WeightFile | None, metadata: dict[s
         for name, tensor in tensors.items():
             if tensor.nbytes > _SMALL:
                 model.graph.initializers[name].const_value = weights.add(tensor)
-    ir.save(model, path)
+    files.write(path, ir.to_proto(model).SerializeToString())
 
 
 def metadata(spec: ModelSpec, rope: RopeMode, preprocess: Preprocess, weights: dict[str, str]) -> dict[str, str]:

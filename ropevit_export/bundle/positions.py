@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, numpy
 
 from ropevit_export.errors import BundleError
+from ropevit_export.machine import files
 
 if TYPE_CHECKING:
     from ropevit_export.values import FloatArray
@@ -21,7 +22,7 @@ KIND = "positions"
 
 
 def write(path: Path, parts: Mapping[str, FloatArray]) -> None:
-    path.write_bytes(numpy.save(dict(parts)))
+    files.write(path, numpy.save(dict(parts)))
 
 
 def read(path: Path) -> dict[str, FloatArray]:

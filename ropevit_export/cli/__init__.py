@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import click
 
-from ropevit_export.cli import bench, check, cpp_example, doctor, evaluate, inspect, models, predict, report, triton  # noqa: F401 - they register verbs
+from ropevit_export.cli import (  # noqa: F401 - they register verbs
+    bench,
+    check,
+    cpp_example,
+    doctor,
+    evaluate,
+    inspect,
+    models,
+    predict,
+    report,
+    triton,
+    tune,
+)
 from ropevit_export.cli.export import cli
+from ropevit_export.cli.terminal import say
 from ropevit_export.errors import RopevitError
-from ropevit_export.machine.process import SIGNALS, Interrupted, interrupt
-
-
-def main() -> NoReturn:
-    """Console entry point."""
-    for signum in SIGNALS:
-        signal.signal(signum, interrupt)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: huge pages for weights, half the page faults
-    code = run(sys.argv[1:])
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, AttributeError):  # closed, or full
-            stream.flush()
-    os._exit(code)  # taking torch and TensorRT apart again takes two seconds and changes nothing
+from ropevit_export.machine.process import Interrupted
 
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code; an error is one line on stderr and the code of its class."""
+    Interrupted.written = None
     try:
         cli.main(list(arguments), prog_name="ropevit-export", standalone_mode=False)
     except click.ClickException as error:  # usage errors among them, with exit code 2
@@ -38,18 +37,42 @@ def run(arguments: Sequence[str]) -> int:
     except RopevitError as error:
         return _fail(str(error), error.exit_code)
     except (click.Abort, Interrupted) as error:
-        return _fail(str(error) or "interrupted, nothing was written.", 130)
-    except BrokenPipeError:  # the reader of our stdout has left
-        return 1
+        return _fail(str(error) or f"interrupted, {Interrupted.standing()}.", 130)
+    except SystemExit:  # click's, where the reader of our stdout has left, and most do on purpose
+        return _fail(f"nobody reads the result, but {Interrupted.standing()}.", 1) if Interrupted.written else 1
     except OSError as error:
-        return _fail(f"can't write the result: {error.strerror or error}.", 1)
+        return _fail(_unwritten(error), 1)
+    except MemoryError:
+        return _fail(_short_of_memory(), 1)
     except Exception as error:  # a bug of ours: still one line, and a traceback for whoever asks for it
         if os.environ.get("ROPEVIT_TRACEBACK"):
             raise
+        if _says_memory(error):
+            return _fail(_short_of_memory(), 1)
         return _fail(f"unexpected {type(error).__name__}: {error}. Please report it, with ROPEVIT_TRACEBACK=1 set.", 1)
     return 0
 
 
+def _unwritten(error: OSError) -> str:
+    """Of a file that has a name, or of stdout."""
+    what = f"{error.filename} can't be read or written" if error.filename else "can't write the result"
+    standing = f"; {Interrupted.standing()}" if Interrupted.written else ""
+    return f"{what}: {error.strerror or error}{standing}."
+
+
+def _short_of_memory() -> str:
+    return (
+        f"memory is used up, {Interrupted.standing()}: this machine, or a limit on it (`ulimit -v`), has too little "
+        "for what was asked."
+    )
+
+
+def _says_memory(error: Exception) -> bool:
+    """torch and the runtimes have no class for it."""
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in ("can't allocate", "bad_alloc"))
+
+
 def _fail(message: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    with contextlib.suppress(OSError):  # stderr is full, too
+        say(f"error: {' '.join(message.split())}", err=True)
     return code

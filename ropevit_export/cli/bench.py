@@ -10,7 +10,7 @@ import click
 
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.options import BACKENDS, count, list_of
-from ropevit_export.cli.terminal import progress_bar, show
+from ropevit_export.cli.terminal import add_row, progress_bar, say, show
 from ropevit_export.machine.process import quiet_libraries
 from ropevit_export.values import Resolution
 
@@ -68,7 +68,7 @@ def bench(
     if picture is not None:
         plot.draw(result, picture)
     if as_json:
-        click.echo(text)
+        say(text)
     else:
         _print_timings(result)
 
@@ -80,7 +80,8 @@ def _print_timings(result: Benchmark) -> None:
     table = Table("contender", "batch", "p50 ms", "p90", "p99", "images/s", f"of {first}", "quartiles", "peak MB")
     for each in result.timings:
         s = each.summary()
-        table.add_row(
+        add_row(
+            table,
             each.contender,
             str(each.batch),
             *(f"{s[key]:.1f}" for key in ("p50_ms", "p90_ms", "p99_ms", "images_per_second")),
@@ -91,10 +92,8 @@ def _print_timings(result: Benchmark) -> None:
     show(table)
     machine = result.machine
     cpu = machine.get("model_name") or machine["processor"]
-    click.echo(f"{result.resolution}, {result.rounds} rounds in turn, {cpu}, {machine['cores']} cores")
+    say(f"{result.resolution}, {result.rounds} rounds in turn, {cpu}, {machine['cores']} cores")
     for gpu in result.gpus_under_load:
-        click.echo(
-            f"  batch {gpu['batch']}: {gpu['name']}, driver {gpu['driver_version']}, SM {gpu['clocks_sm_mhz']} MHz"
-        )
+        say(f"  batch {gpu['batch']}: {gpu['name']}, driver {gpu['driver_version']}, SM {gpu['clocks_sm_mhz']} MHz")
     for each in {each.contender: each for each in result.timings}.values():
-        click.echo(f"  {each.contender}: {each.runtime}, {each.transfers_in_words}")
+        say(f"  {each.contender}: {each.runtime}, {each.transfers_in_words}")

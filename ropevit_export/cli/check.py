@@ -12,6 +12,7 @@ import click
 
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.options import BACKENDS
+from ropevit_export.cli.terminal import say
 from ropevit_export.errors import BackendError, ParityError, UsageError
 from ropevit_export.machine.process import quiet_libraries
 
@@ -30,8 +31,15 @@ if TYPE_CHECKING:
     type=click.Choice(BACKENDS),
     help="Run only what is for it: its engines or IR, else the ONNX graphs; it is an error if they can't run here.",
 )
+@click.option(
+    "--compute",
+    type=click.Choice(["f32", "bf16"]),
+    help="With --backend openvino: what floating-point parts are computed in, if not what the precision says.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
-def check(bundle: Path, layers: bool, weights: str | None, backend: str | None, as_json: bool) -> None:
+def check(
+    bundle: Path, layers: bool, weights: str | None, backend: str | None, compute: str | None, as_json: bool
+) -> None:
     """Verify a bundle's files, and its graphs and engines against the reference outputs it carries."""
     from ropevit_export.verbs import check as checking
 
@@ -39,20 +47,22 @@ def check(bundle: Path, layers: bool, weights: str | None, backend: str | None, 
         raise UsageError("--weights is for --by-layer: check alone needs no PyTorch.")
     if backend and layers:
         raise UsageError("--by-layer runs ONNX graphs on ONNX Runtime's CPU provider: leave --backend out.")
+    if compute and backend != "openvino":
+        raise UsageError("--compute is OpenVINO's: give --backend openvino with it.")
     if layers:
         _check_by_layer(bundle, weights, as_json)
         return
 
     with quiet_libraries():
-        found = checking.check(bundle, backend)
+        found = checking.check(bundle, backend, **({"compute": compute} if compute else {}))
     if as_json:
-        click.echo(json.dumps(_as_json(bundle, found), indent=2, allow_nan=False))
+        say(json.dumps(_as_json(bundle, found), indent=2, allow_nan=False))
     else:
         for each in found:
-            click.echo("\n".join(each.sentences()))
+            say("\n".join(each.sentences()))
     _require(found, backend)
     if not as_json:
-        click.echo(_summary(bundle, found, backend))
+        say(_summary(bundle, found, backend))
 
 
 def _as_json(bundle: Path, found: Sequence[Checked]) -> dict[str, object]:
@@ -90,13 +100,13 @@ def _check_by_layer(bundle: Path, weights: str | None, as_json: bool) -> None:
     if as_json:
         rows = [{**dataclasses.asdict(each), "resolution": [each.resolution.height, each.resolution.width]}
                 for each in found]  # fmt: skip
-        click.echo(json.dumps({"bundle": str(bundle), "graphs": rows}))
+        say(json.dumps({"bundle": str(bundle), "graphs": rows}))
     else:
         for each in found:
-            click.echo(f"{each.runtime}:")
+            say(f"{each.runtime}:")
             for layer in each.errors:
-                click.echo(f"  {layer.place:24} {layer.error:.2e}{'  <- jump' if layer == each.jump else ''}")
-            click.echo(each.sentence())
+                say(f"  {layer.place:24} {layer.error:.2e}{'  <- jump' if layer == each.jump else ''}")
+            say(each.sentence())
     jumps = [each for each in found if each.jump is not None]
     if jumps:
         raise ParityError(jumps[0].sentence())

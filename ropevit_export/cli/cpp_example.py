@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ropevit_export.cli.export import cli
+from ropevit_export.cli.terminal import say
 
 
 @cli.command("cpp-example")
@@ -16,4 +17,4 @@ def cpp_example(folder: Path) -> None:
     from ropevit_export.verbs import cpp_example as example
 
     for path in example.write(folder):
-        click.echo(path)
+        say(str(path))

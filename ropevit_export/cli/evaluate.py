@@ -12,7 +12,7 @@ import click
 
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.options import BACKENDS
-from ropevit_export.cli.terminal import show
+from ropevit_export.cli.terminal import add_row, say, show
 from ropevit_export.machine.process import quiet_libraries
 from ropevit_export.values import Resolution
 
@@ -52,11 +52,9 @@ def evaluate(
             progress=lambda done, count: bar.update(task, completed=done, total=count),
         )  # fmt: skip
     if rows and rows[0].unreadable:
-        click.echo(f"{rows[0].unreadable} pictures of --data can't be read and are left out", err=True)
+        say(f"{rows[0].unreadable} pictures of --data can't be read and are left out", err=True)
     if as_json:
-        click.echo(
-            json.dumps({"bundle": str(bundle), "data": data, "accuracy": [dataclasses.asdict(each) for each in rows]})
-        )
+        say(json.dumps({"bundle": str(bundle), "data": data, "accuracy": [dataclasses.asdict(each) for each in rows]}))
     else:
         _print_accuracy(rows)
 
@@ -67,7 +65,8 @@ def _print_accuracy(rows: Sequence[Accuracy]) -> None:
     table = Table("contender", "runtime", "size", "images", "top-1 %", "top-5 %", "to PyTorch", "published")
     for each in rows:
         height, width = each.resolution
-        table.add_row(
+        add_row(
+            table,
             each.contender,
             each.runtime,
             f"{height}x{width}",

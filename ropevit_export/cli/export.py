@@ -12,7 +12,7 @@ import click
 
 from ropevit_export.cli import recipes
 from ropevit_export.cli.options import ENGINES, channels, crop, list_of, one, target, window
-from ropevit_export.cli.terminal import progress_bar, show
+from ropevit_export.cli.terminal import add_row, progress_bar, say, show
 from ropevit_export.errors import UsageError
 from ropevit_export.formats import IO_PRECISIONS, PRECISIONS
 from ropevit_export.machine.process import quiet_libraries
@@ -234,7 +234,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
             raise UsageError(f"{ctx.invoked_subcommand} takes no {given[0]} before its name.")
         return
     if not given:
-        click.echo(ctx.get_help())
+        say(ctx.get_help())
         return
     if options["matrix"]:
         from ropevit_export.cli import matrix
@@ -298,9 +298,9 @@ def _export(options: Mapping[str, Any]) -> None:
             request, out=options["out"], force=options["force"], cache=options["cache"], progress=progress
         )
     for choice in bundle.manifest.choices:
-        click.echo(choice, err=True)
+        say(choice, err=True)
     if options["as_json"]:
-        click.echo(
+        say(
             json.dumps({"bundle": str(bundle.path), "remark": bundle.remark, **bundle.manifest.model_dump(mode="json")})
         )
     else:
@@ -328,8 +328,8 @@ def _print_summary(bundle: Bundle) -> None:
         if each.dynamic:
             sizes = f"up to {each.dynamic.max[0]}x{each.dynamic.max[1]}"
         batch = str(Dim(**each.batch.model_dump()))
-        table.add_row(each.path, sizes, batch, each.precision, f"{size:.1f}", *verdict)
+        add_row(table, each.path, sizes, batch, each.precision, f"{size:.1f}", *verdict)
     show(table, 120)
     if bundle.remark:
-        click.echo(bundle.remark)
-    click.echo(f"{bundle.path}" + ("" if manifest.weights.trained else f"  {UNTRAINED}"))
+        say(bundle.remark)
+    say(f"{bundle.path}" + ("" if manifest.weights.trained else f"  {UNTRAINED}"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ropevit_export.cli.export import cli
-from ropevit_export.cli.terminal import show
+from ropevit_export.cli.terminal import add_row, say, show
 from ropevit_export.machine.process import quiet_libraries
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def inspect(bundle: Path, gpu: str | None, largest: int, as_json: bool) -> None:
     with quiet_libraries():
         found = report.inspect(bundle, gpu=gpu, largest=largest)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        say(json.dumps(dataclasses.asdict(found), indent=2))
         return
     if found.graphs:
         _print_graphs(found.graphs)
@@ -46,17 +46,17 @@ def _print_graphs(graphs: Iterable[GraphReport]) -> None:
         for size, flops in each.flops.items():
             weights = f"{sum(each.weights.values()) / 1e6:.1f}"
             cells = (each.path, each.nodes, _counts(each.products), weights, size, each.batch, f"{flops / 1e9:.2f}")
-            table.add_row(*map(str, cells))
+            add_row(table, *map(str, cells))
     show(table)
 
 
 def _print_engine(engine: EngineReport) -> None:
     targets = f", for SM {', '.join(engine.targets)}" if engine.targets else ""
-    click.echo(f"{engine.path}: {engine.bytes / 1e6:.1f} MB, {engine.built_with}{targets}")
+    say(f"{engine.path}: {engine.bytes / 1e6:.1f} MB, {engine.built_with}{targets}")
     for each in engine.obstacles:
-        click.echo(f"  can't run here: {each}")
+        say(f"  can't run here: {each}")
     if not engine.obstacles and engine.runtime != "openvino":
-        click.echo("  runs here, by its header")
+        say("  runs here, by its header")
     if not engine.runs:
         return
     table = _table(
@@ -66,21 +66,21 @@ def _print_engine(engine: EngineReport) -> None:
         moved = (run.traffic.read, run.traffic.constants, run.traffic.written, run.traffic.total)
         fused = f"{run.fused_attentions} of {run.attentions}"
         cells = (run.resolution, run.batch, run.kernels, fused, _counts(run.formats))
-        table.add_row(*map(str, cells), *(f"{each / 1e6:.1f}" for each in moved), f"{run.flops / 1e9:.2f}")
+        add_row(table, *map(str, cells), *(f"{each / 1e6:.1f}" for each in moved), f"{run.flops / 1e9:.2f}")
     show(table)
     for run in engine.runs:
         _print_run(run)
     for remark in engine.remarks:
-        click.echo(f"  {remark}")
+        say(f"  {remark}")
 
 
 def _print_run(run: Run) -> None:
-    click.echo(f"  at {run.resolution}: {_counts(run.types)}")
+    say(f"  at {run.resolution}: {_counts(run.types)}")
     if run.not_fused:
-        click.echo(f"  attention is not fused in {', '.join(run.not_fused)}")
+        say(f"  attention is not fused in {', '.join(run.not_fused)}")
     if run.estimate:
         took, waits = run.estimate.milliseconds, run.estimate.memory_milliseconds / run.estimate.milliseconds
-        click.echo(f"  estimate for {run.estimate.gpu}: {took:.3f} ms, {waits:.0%} of it waiting for memory")
+        say(f"  estimate for {run.estimate.gpu}: {took:.3f} ms, {waits:.0%} of it waiting for memory")
     if not run.largest:
         return
     times = ("ms",) if run.estimate else ()
@@ -88,7 +88,7 @@ def _print_run(run: Run) -> None:
     for each in run.largest:
         cells = [each.name, each.type, each.format, f"{each.bytes / 1e6:.2f}", f"{each.flops / 1e9:.2f}"]
         cells += [f"{each.milliseconds:.4f}"] if each.milliseconds is not None else []
-        table.add_row(*cells, " ".join(each.nodes))
+        add_row(table, *cells, " ".join(each.nodes))
     show(table)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ropevit_export.cli import recipes
-from ropevit_export.cli.terminal import show
+from ropevit_export.cli.terminal import add_row, say, show
 from ropevit_export.errors import MatrixError, ParityError, UsageError
 from ropevit_export.machine.process import Interrupted, quiet_libraries
 from ropevit_export.request import Request
@@ -54,7 +54,7 @@ def build(ctx: click.Context, request_of: RequestOf) -> None:
             ) from None
     rows = [(cell, outcomes[cell.out]) for cell in cells]
     if given["as_json"]:
-        click.echo(json.dumps({"bundles": [_row(*each) for each in rows]}))
+        say(json.dumps({"bundles": [_row(*each) for each in rows]}))
     else:
         _print_table(rows)
     failed = [outcome for _, outcome in rows if outcome.result == "failed"]
@@ -140,7 +140,8 @@ def _print_table(rows: Sequence[tuple[Cell, Outcome]]) -> None:
 
     table = Table("model", "size", "recipe", "holds", "MB", "s", "of limit", "result")
     for cell, outcome in rows:
-        table.add_row(
+        add_row(
+            table,
             cell.request.model.short,
             str(cell.request.resolutions[0]),
             cell.recipe,

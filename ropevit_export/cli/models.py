@@ -8,6 +8,7 @@ import json
 import click
 
 from ropevit_export.cli.export import cli
+from ropevit_export.cli.terminal import say
 from ropevit_export.errors import UsageError
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import EXAMPLES, FAMILIES, find_model
@@ -34,19 +35,19 @@ def models(name: str | None, family: str | None, as_json: bool) -> None:
             raise UsageError(f"no family has {family!r} in its name: they are {', '.join(FAMILIES)}.")
     rows = [spec for specs in listed.values() for spec in specs]
     if as_json:
-        click.echo(json.dumps([_row(spec) for spec in rows], indent=2))
+        say(json.dumps([_row(spec) for spec in rows], indent=2))
         return
     widths = [max(len(each) for each in listed)]
     widths += [max(len(getattr(spec, field) or "") for spec in rows) for field in ("short", "name")]
     for title, specs in listed.items():
         for spec in specs:
             shown = zip((title, spec.short, spec.name), widths, strict=True)
-            click.echo("  ".join([*(f"{text:{width}}" for text, width in shown), spec.timm or "-"]))
+            say("  ".join([*(f"{text:{width}}" for text, width in shown), spec.timm or "-"]))
 
 
 def _show(spec: ModelSpec, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(_row(spec), indent=2))
+        say(json.dumps(_row(spec), indent=2))
         return
     lines = {
         "name": spec.name,
@@ -64,7 +65,7 @@ def _show(spec: ModelSpec, *, as_json: bool) -> None:
         "licence": spec.licence,
     }
     for label, text in lines.items():
-        click.echo(f"{label:8} {text}")
+        say(f"{label:8} {text}")
 
 
 def _row(spec: ModelSpec) -> dict[str, object]:

@@ -7,7 +7,7 @@ typed, and what is typed as well wins.
 from __future__ import annotations
 
 import difflib
-import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,6 @@ def options(ctx: click.Context, recipe: Path | None) -> dict[str, Any]:
 
 
 def _read(recipe: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
         return tomllib.loads(recipe.read_text(encoding="utf-8"))
     except OSError as error:

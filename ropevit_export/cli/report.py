@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ropevit_export.cli.export import cli
+from ropevit_export.cli.terminal import say
 
 
 @cli.command()
@@ -28,4 +29,4 @@ def report(bundles: tuple[Path, ...], out: Path, bench: Path | None, layers: tup
 
     text = reporting.render(bundles, bench=bench, layers=layers)
     out.write_text(text, encoding="utf-8")
-    click.echo(out)
+    say(str(out))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+
+import click
 
 from ropevit_export.machine.process import Interrupted
 
@@ -18,37 +22,68 @@ _SELDOM = 30.0  # seconds between lines of progress where there is no terminal
 
 
 @contextlib.contextmanager
-def progress_bar(stages: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal, one line a stage elsewhere; both on stderr."""
+def progress_bar(stages: int | None, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, one line a stage elsewhere; both on stderr. `stages`: None where nobody knows how many."""
     from rich.console import Console
     from rich.logging import RichHandler
+    from rich.markup import escape
     from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
     console = Console(stderr=True, quiet=quiet)
     log = logging.getLogger("ropevit_export")
-    if not console.is_terminal:
+    if quiet or not console.is_terminal:
         handler: logging.Handler = logging.StreamHandler(sys.stderr)
     else:
         handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
-    if not quiet:
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
+    handler.addFilter(_Printable())
+    handler.setLevel(logging.WARNING if quiet else logging.INFO)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
         with Progress(
             SpinnerColumn(), *Progress.get_default_columns()[:2], TimeElapsedColumn(), console=console, transient=True,
             disable=quiet or not console.is_terminal,
         ) as bar:  # fmt: skip
             task = bar.add_task("", total=stages)
-            done = iter(range(stages + 1))
+            done = itertools.count()
 
             def advance(stage: str) -> None:
                 if Interrupted.arrived:
                     raise Interrupted
-                bar.update(task, description=stage, completed=next(done, stages))
+                description = escape(printable(stage))
+                bar.update(task, description=description, completed=min(next(done), stages or 0))
 
             yield advance
     finally:
         log.removeHandler(handler)
+
+
+def printable(text: str) -> str:
+    """A text with what would move a terminal's cursor, change its title or turn its writing round spelled out: names
+    in files are their authors'. Lines stay lines.
+    """
+    return "".join(each if each in "\n\t" or not _is_control(each) else _spelled(each) for each in text)
+
+
+def _is_control(character: str) -> bool:
+    """Control and format characters, and surrogates, which stand for bytes that are no UTF-8."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs")
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """A line on stdout or stderr."""
+    click.echo(printable(text), err=err)
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """Cells as they are: square brackets in a name are no markup."""
+    from rich.text import Text
+
+    table.add_row(*(Text(printable(each)) for each in cells))
 
 
 @contextlib.contextmanager
@@ -90,3 +125,9 @@ def show(table: Table, width: int = 140) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else width).print(table)
+
+
+class _Printable(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = printable(record.getMessage()), ()
+        return True

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, ClassVar, NoReturn
 
 # Ctrl-C, a polite kill, a closed terminal (which Windows does not have)
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -17,9 +18,17 @@ class Interrupted(BaseException):
     """Raised where a signal arrives, so that every `finally` on the way out runs.
 
     Python drops what is raised inside a finaliser or a library's callback: the next stage then raises it again.
+
+    written: the bundle that has been published since the command began, which whatever ends it now must not deny.
     """
 
-    arrived = False
+    arrived: ClassVar[bool] = False
+    written: ClassVar[str | None] = None
+
+    @classmethod
+    def standing(cls) -> str:
+        """What an interrupted command leaves on the disk."""
+        return f"{cls.written} is written and whole" if cls.written else "nothing was written"
 
 
 def interrupt(number: int, frame: object) -> NoReturn:
@@ -27,6 +36,28 @@ def interrupt(number: int, frame: object) -> NoReturn:
     for signum in SIGNALS:  # a second one must not stop the clean-up
         signal.signal(signum, signal.SIG_IGN)
     raise Interrupted
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """What would interrupt the block arrives behind it. For few and short steps that belong together."""
+    if threading.current_thread() is not threading.main_thread():  # signals interrupt the main thread only
+        yield
+        return
+    arrived: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for each in SIGNALS:
+            handler = signal.getsignal(each)
+            if handler not in (signal.SIG_IGN, None):  # None: a library's own
+                before[each] = handler
+                signal.signal(each, lambda number, frame: arrived.append(number))
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from ropevit_export.models.zoo import find_model
 from ropevit_export.parity import samples
 from ropevit_export.request import EngineSpec
 from ropevit_export.runtime import load
+from ropevit_export.tuned import Setting
 from ropevit_export.values import DTYPES, Precision, Resolution
 
 if TYPE_CHECKING:
@@ -47,12 +48,26 @@ class Contender:
     eager, compile: the unfolded model in PyTorch. plain: its `torch.onnx.export`, on the same backend as the bundles.
     Peers have random weights, which cost the same time. Where the bundle's backend is on a GPU they are there too, in
     the bundle's precision; on a CPU they compute in float32, which is what PyTorch is fast with.
+
+    `setting`: how a bundle runs, where not as the backend does by itself. With several streams a time is that of many
+    batches, divided by their number.
     """
 
     name: str
     bundle: Path
     peer: Peer | None
     backend: str
+    setting: Setting | None = None
+
+    @classmethod
+    def of(cls, bundle: Path, setting: Setting) -> Contender:
+        return cls(name=setting.name, bundle=bundle, peer=None, backend=setting.backend, setting=setting)
+
+    @property
+    def batches(self) -> int:
+        """That one time is of."""
+        streams = 1 if self.setting is None else self.setting.streams
+        return 1 if streams == 1 else 4 * streams
 
     @property
     def on_gpu(self) -> bool:
@@ -270,7 +285,7 @@ def _answer(channel: Channel, contender: Contender, size: Resolution, batch: int
     run()
     channel.say(describe)
     while (asked := channel.hear()) != "stop":
-        channel.say(_peak_mb() if asked == "peak" else turn(run))
+        channel.say(_peak_mb() if asked == "peak" else turn(run) / contender.batches)
 
 
 def turn(run: Run) -> float:
@@ -299,10 +314,13 @@ def _wait_until_idle() -> None:
 
 def _prepare(contender: Contender, size: Resolution, batch: int) -> tuple[str, Run]:
     """(runtime, a call that runs one batch)."""
-    model = load(contender.bundle, contender.backend)
+    setting = contender.setting or Setting(backend=contender.backend)
+    model = load(contender.bundle, setting.backend, form=setting.form, **setting.options)
     pixels = np.resize(samples.pixels(model.preprocess, size, seed=0), (batch, size.height, size.width, 3))
     images = samples.feed(pixels, normalise(pixels, model.preprocess), model.preprocess)
     if contender.peer is None:
+        if contender.batches > 1:
+            return model.describe(size), lambda: list(model.run_many([images] * contender.batches))
         return model.describe(size), lambda: model.run_all(images)
     return _peer(contender, model.manifest, size, normalise(pixels, model.preprocess))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ropevit_export.backends.select import checkers, form
 from ropevit_export.bundle import golden, manifest
@@ -15,6 +15,7 @@ from ropevit_export.parity.compare import ParityReport
 from ropevit_export.parity.measure import Sample, measure
 from ropevit_export.parity.tolerance import TOLERANCES
 from ropevit_export.runtime import artifacts, host_inputs, open_artifact
+from ropevit_export.tuned import TUNED
 from ropevit_export.values import Dim, IoSpec, Resolution
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ class Checked:
         return [each.sentence() for each in self.reports]
 
 
-def check(bundle: Path, backend: str | None = None) -> list[Checked]:
-    """Hash every file, then run the artifacts on the golden inputs: all that this machine can run, or a backend's.
+def check(bundle: Path, backend: str | None = None, **options: Any) -> list[Checked]:
+    """Hash every file, then run the artifacts on the golden inputs: all that this machine can run, or a backend's, with
+    its options.
 
     Raises BundleError for a file that is not as listed and where the bundle holds nothing for the backend; BackendError
     for an artifact that was loaded and fails to run, and for a graph that ONNX Runtime does not load.
@@ -44,11 +46,11 @@ def check(bundle: Path, backend: str | None = None) -> list[Checked]:
     listed = manifest.read(bundle)
     _check_files(bundle, listed)
     chosen = listed.artifacts if backend is None else _of_backend(bundle, listed, backend)
-    return [_checked(bundle, listed, artifact, backend) for artifact in chosen]
+    return [_checked(bundle, listed, artifact, backend, options) for artifact in chosen]
 
 
 def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
-    known = {manifest.MANIFEST}
+    known = {manifest.MANIFEST, TUNED}
     for name, wanted in dict(listed.all_files()).items():
         path = bundle / name
         known.add(name)
@@ -73,38 +75,42 @@ def _of_backend(bundle: Path, listed: manifest.Manifest, backend: str) -> list[m
     return [each for each in own if each.form in ("portable", form(backend, each.precision))]
 
 
-def _checked(bundle: Path, listed: manifest.Manifest, artifact: manifest.ArtifactEntry, backend: str | None) -> Checked:
+def _checked(
+    bundle: Path, listed: manifest.Manifest, artifact: manifest.ArtifactEntry, backend: str | None, options: Any
+) -> Checked:
+    try:
+        runners = _runners(bundle, artifact, backend, options)
+    except BackendError as error:
+        return Checked(artifact=artifact.path, reason=" ".join(str(error).split()))
+    reports = [
+        report
+        for runner in runners
+        for size in _sizes(listed, artifact)
+        for report in replay(bundle, listed, artifact, runner, size)
+    ]
+    return Checked(artifact=artifact.path, reports=tuple(reports))
+
+
+def replay(
+    bundle: Path, listed: manifest.Manifest, artifact: manifest.ArtifactEntry, runner: Runner, size: Resolution
+) -> list[ParityReport]:
+    """A loaded artifact on the golden inputs of a size. Raises BundleError where they do not fit it."""
     if artifact.precision not in TOLERANCES:
         raise BundleError(
             f"{artifact.path} is of precision {artifact.precision}, for which there is no tolerance here."
         )
+    io, sample = _io(listed, artifact, size), _sample(bundle, artifact, size)
     try:
-        runners = _runners(bundle, artifact, backend)
-    except BackendError as error:
-        return Checked(artifact=artifact.path, reason=" ".join(str(error).split()))
-    try:
-        reports = [
-            report
-            for runner in runners
-            for size in _sizes(listed, artifact)
-            for report in measure(
-                runner,
-                artifact.path,
-                _io(listed, artifact, size),
-                _sample(bundle, artifact, size),
-                TOLERANCES[artifact.precision],
-            )
-        ]
+        return list(measure(runner, artifact.path, io, sample, TOLERANCES[artifact.precision]))
     except ValueError as error:
         raise BundleError(f"the golden files of {bundle} do not fit {artifact.path}: {error}.") from error
-    return Checked(artifact=artifact.path, reports=tuple(reports))
 
 
-def _runners(bundle: Path, artifact: manifest.ArtifactEntry, backend: str | None) -> Iterable[Runner]:
+def _runners(bundle: Path, artifact: manifest.ArtifactEntry, backend: str | None, options: Any) -> Iterable[Runner]:
     """What an artifact is run on. Raises BackendError where an engine, or what the backend would run, does not load."""
     if backend is None and artifact.kind == "onnx":
         return checkers(bundle / artifact.path, artifact.precision)
-    return [open_artifact(bundle, artifact, backend or artifact.kind)]
+    return [open_artifact(bundle, artifact, backend or artifact.kind, **options)]
 
 
 def _sizes(listed: manifest.Manifest, artifact: manifest.ArtifactEntry) -> list[Resolution]:
