@@ -10,7 +10,7 @@ import click
 
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.options import BACKENDS
-from ropevit_export.cli.terminal import counted
+from ropevit_export.cli.terminal import counted, say
 from ropevit_export.machine.process import Interrupted, quiet_libraries
 from ropevit_export.values import Resolution
 
@@ -57,7 +57,7 @@ def predict(
     if done.computed:
         busy = f", {done.answering / done.seconds:.0%} of it in the runtime" if done.answering else ""
         rate = f"{done.computed / done.seconds:.1f} a second"
-        click.echo(f"{done.computed} pictures in {done.seconds:.1f} s, {rate}{busy}: {done.runtime}")
+        say(f"{done.computed} pictures in {done.seconds:.1f} s, {rate}{busy}: {done.runtime}")
         if done.bad:
-            click.echo(f"{done.bad} of them can't be read: column `error` says why")
-    click.echo(f"{done.out}: {done.rows} rows")
+            say(f"{done.bad} of them can't be read: column `error` says why")
+    say(f"{done.out}: {done.rows} rows")

@@ -8,6 +8,7 @@ import click
 
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.terminal import say
+from ropevit_export.cli.terminal import say
 
 
 @cli.command()

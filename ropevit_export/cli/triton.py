@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ropevit_export.cli.export import cli
+from ropevit_export.cli.terminal import say
 
 
 @cli.command()
@@ -35,5 +36,5 @@ def triton(bundle: Path, out: Path, labels: Path | None, **options: Any) -> None
     names = repository.known_names(bundle, labels)
     models, remarks = repository.write(bundle, out, repository.Options(names=names, **options))
     for remark in remarks:
-        click.echo(remark, err=True)
-    click.echo(f"{out}: {', '.join(models)}")
+        say(remark, err=True)
+    say(f"{out}: {', '.join(models)}")
