@@ -8,7 +8,6 @@ import click
 
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.terminal import say
-from ropevit_export.cli.terminal import say
 
 
 @cli.command()
