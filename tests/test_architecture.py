@@ -24,6 +24,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("report/",),
     ("tuned.py",),
     ("runtime.py",),
+    ("serve_ray.py",),
     ("planning.py",),
     ("stages.py",),
     ("pipeline.py",),
@@ -47,7 +48,7 @@ OWNERS = {
     "onnxsim": ("passes/simplify.py",),
     "huggingface_hub": ("checkpoint/hub.py",),
     "pyarrow": ("verbs/parts.py", "verbs/predict.py", "verbs/predict_ray.py"),
-    "ray": ("verbs/matrix.py", "verbs/predict_ray.py"),
+    "ray": ("serve_ray.py", "verbs/matrix.py", "verbs/predict_ray.py"),
 }
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
