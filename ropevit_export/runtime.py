@@ -165,7 +165,7 @@ class Model:
 
     def describe(self, size: Resolution) -> str:
         """The artifact that serves a size, and what it runs on. Loads it."""
-        graph = self.graph(size)
+        graph = self.artifact(size)
         reason = f", {self._reason}" if self._reason else ""
         return f"{self.runner(graph).describe}, {graph.path}{reason}"
 
@@ -184,7 +184,7 @@ class Model:
         Raises InputError for a format, layout, size or batch that the bundle has no graph for; nothing is converted.
         """
         size = self._size(images)
-        graph = self.graph(size)
+        graph = self.artifact(size)
         batch = graph.batch
         if not batch.min <= len(images) <= batch.max:
             needed = f"{batch.min}" if batch.min == batch.max else f"{batch.min} to {batch.max}"
@@ -230,8 +230,8 @@ class Model:
                 self._opened[graph.path] = open_artifact(self._bundle, graph, self._backend, **self._options)
             return self._opened[graph.path]
 
-    def graph(self, size: Resolution) -> manifest.ArtifactEntry:
-        """What serves a size. Raises InputError."""
+    def artifact(self, size: Resolution) -> manifest.ArtifactEntry:
+        """What serves a size. Raises InputError where nothing does."""
         for graph in self._graphs:
             if graph.takes(size.height, size.width):
                 return graph

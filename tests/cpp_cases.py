@@ -2,35 +2,41 @@
 
     python -m tests.cpp_cases CASES                # to call ctest by hand, with the environment that this prints
 
-A case is a folder with `bundle` and `python/BACKEND-SIZE.safetensors`, the answers by output.
+A case is a folder with `bundle` and `python/BACKEND-SIZE.safetensors`, the answers by output; where positions are
+inputs also `positions/ROWSxCOLUMNS.safetensors`, filled by Python.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401 - gives NumPy bfloat16
+import numpy as np
 import onnxruntime
 from safetensors.numpy import save_file
 
 from ropevit_export import Request, Resolution, export, find_model
-from ropevit_export.bundle import golden
+from ropevit_export.bundle import golden, positions
 from ropevit_export.machine import hardware
 from ropevit_export.models.spec import ModelSpec
+from ropevit_export.rope import inputs
 from ropevit_export.runtime import load
 from ropevit_export.values import Dim
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`default`: made in every run of the tests, not only in slow ones."""
+    """`default`: made in every run of the tests, not only in slow ones. `embed`: the absolute embedding's side."""
 
     model: str
     sizes: str
+    embed: int | None = None
     default: bool = True
     backends: tuple[str, ...] = ("onnxruntime", "openvino")
     options: dict[str, object] = dataclasses.field(default_factory=dict)
@@ -59,6 +65,14 @@ CASES = {
         backends=("onnxruntime",) if hardware.cuts_8_bit_sums() else ("onnxruntime", "openvino"),
         options={"weights": "auto", "precision": "int8", "calib": "digits"},
     ),
+    # An embedding that is resized bilinearly, to more patches and to fewer, beside attention pooling.
+    "pe": Case(
+        model="pe_core_small", sizes="80x96", embed=3, options={"rope": "inputs", "output": "pooled,features:0"}
+    ),
+    # Patches of 14 pixels, tables by extent, a packed SwiGLU.
+    "eva02": Case(model="eva02_tiny_336", sizes="42x28", options={"rope": "inputs"}),
+    # Norms within attention and the MLP, split SwiGLU.
+    "eva02_clip": Case(model="eva02_base_clip_224", sizes="32x48", default=False, options={"precision": "fp16"}),
     "dynamic": Case(model="rope_mixed_deit_small", sizes="32x48", default=False, options={"rope": "dynamic"}),
     "dynamic_ape": Case(
         model="rope_axial_ape_deit_small",
@@ -88,13 +102,16 @@ CASES = {
 }
 
 
-def small(spec: ModelSpec) -> ModelSpec:
+def small(spec: ModelSpec, embed: int | None = None) -> ModelSpec:
     """Two narrow blocks: what a graph takes and gives is as in the published model."""
     if spec.packaged:
         return spec
     if len(spec.depths) > 1:
         return dataclasses.replace(spec, depths=(1, 1, 1, 1))
-    return dataclasses.replace(spec, depths=(2,), dims=(128,), heads=(2,))
+    hidden = spec.hidden and 128 * 8 // 3  # as timm makes it of that width
+    return dataclasses.replace(
+        spec, depths=(2,), dims=(128,), heads=(2,), hidden=hidden, ape_grid=embed or spec.ape_grid
+    )
 
 
 def make(name: str, folder: Path, threads: int) -> Path:
@@ -102,13 +119,15 @@ def make(name: str, folder: Path, threads: int) -> Path:
     case = CASES[name]
     sizes = tuple(map(Resolution.parse, case.sizes.split(",")))
     options = {"weights": "random", "engines": ("none",), **case.options}
-    request = Request(model=small(find_model(case.model)), resolutions=sizes, **options)  # type: ignore[arg-type]
+    request = Request(model=small(find_model(case.model), case.embed), resolutions=sizes, **options)  # type: ignore[arg-type]
     bundle = export(request, out=folder / name / "bundle").path
     answers = folder / name / "python"
     answers.mkdir()
     for backend in case.backends:
         with threads_of_python(threads):
             _write_answers(bundle, backend, answers)
+    if (bundle / positions.NAME).exists():
+        _write_positions(bundle, folder / name / "positions")
     return bundle
 
 
@@ -120,6 +139,22 @@ def _write_answers(bundle: Path, backend: str, folder: Path) -> None:
         artifact = next(each for each in model.manifest.artifacts if each.takes(size.height, size.width))
         images, _ = golden.read(file, [output.name for output in artifact.outputs])
         save_file(model.run_all(images[: artifact.batch.min]), folder / f"{backend}-{text}.safetensors")
+
+
+def _write_positions(bundle: Path, folder: Path) -> None:
+    """Filled for every grid within the bundle's limit, in the format that the graph takes."""
+    artifact = load(bundle).manifest.artifacts[0]
+    dynamic, formats = artifact.dynamic, {each.name: np.dtype(each.dtype) for each in artifact.inputs}
+    assert dynamic is not None
+    assert dynamic.patch
+    parts = positions.read(bundle / positions.NAME)
+    folder.mkdir()
+    for rows, columns in itertools.product(*(range(1, side // dynamic.patch + 1) for side in dynamic.max)):
+        filled = inputs.fill(parts, rows, columns, dynamic.prefix)
+        save_file(
+            {name: each.astype(formats[name]) for name, each in filled.items()},
+            folder / f"{rows}x{columns}.safetensors",
+        )
 
 
 class threads_of_python:  # noqa: N801 - a context manager

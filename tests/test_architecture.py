@@ -24,6 +24,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("report/",),
     ("tuned.py",),
     ("runtime.py",),
+    ("serve_ray.py",),
     ("planning.py",),
     ("stages.py",),
     ("pipeline.py",),
@@ -46,7 +47,8 @@ OWNERS = {
     "matplotlib": ("verbs/plot.py",),
     "onnxsim": ("passes/simplify.py",),
     "huggingface_hub": ("checkpoint/hub.py",),
-    "ray": ("verbs/matrix.py",),
+    "pyarrow": ("verbs/parts.py", "verbs/predict.py", "verbs/predict_ray.py"),
+    "ray": ("serve_ray.py", "verbs/matrix.py", "verbs/predict_ray.py"),
 }
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 

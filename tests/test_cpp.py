@@ -27,6 +27,7 @@ from PIL import Image
 
 from ropevit_export import cli
 from ropevit_export.images.preprocess import crop, normalise
+from ropevit_export.machine import hardware
 from ropevit_export.models.spec import Transform
 from ropevit_export.parity.samples import PHOTOS
 from ropevit_export.runtime import load
@@ -72,7 +73,8 @@ def tool(name: str) -> str:
     return found or missing(f"there is no {name}: pip install 'ropevit-export[test]' has cmake and ninja, not g++.")
 
 
-def build(folder: Path, *options: str) -> Path:
+def build(folder: Path, *options: str, targets: tuple[str, ...] = (), compiler: str = "") -> Path:
+    """All, or the targets that are named."""
     headers = subprocess.run(
         [ROOT / "scripts" / "fetch_headers"],
         capture_output=True, text=True, check=False,
@@ -80,7 +82,7 @@ def build(folder: Path, *options: str) -> Path:
     )  # fmt: skip
     if headers.returncode:
         missing(headers.stderr.strip())
-    compiler = tool(os.environ.get("CXX", "g++"))
+    compiler = compiler or tool(os.environ.get("CXX", "g++"))
     configure = (
         tool("cmake"),
         "-S",
@@ -92,7 +94,7 @@ def build(folder: Path, *options: str) -> Path:
         f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
     )
     done(*configure, f"-DCMAKE_CXX_COMPILER={compiler}", "-DROPEVIT_TESTS=ON", *options)
-    done(tool("ninja"), "-C", folder)
+    done(tool("ninja"), "-C", folder, *targets)
     return folder
 
 
@@ -134,9 +136,9 @@ def loaded(library: cpp_library.Library, cases: Path, environment: dict[str, str
 
 
 def test_ctest(built: Path, environment: dict[str, str]) -> None:
-    """Answers of every case, many threads, allocations, and engines on a GPU that is made up."""
+    """Answers of every case, many threads, allocations, engines on a GPU that is made up, and readers on odd files."""
     said = done("ctest", "--test-dir", built, "--output-on-failure", env=environment)
-    assert "100% tests passed, 0 tests failed out of 4" in said
+    assert "100% tests passed, 0 tests failed out of 8" in said
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
@@ -408,6 +410,19 @@ def test_verify_passes_a_good_bundle(built: Path, cases: Path, environment: dict
     said = done(built / "ropevit-verify", cases / "inputs" / "bundle", "--backend", "openvino", env=environment)
     assert "run on OpenVINO" in said
     assert "computed in f32" in said
+
+
+def test_openvino_computes_in_what_it_is_asked_for(
+    library: cpp_library.Library, cases: Path, environment: dict[str, str]
+) -> None:
+    bundle, path = cases / "baked" / "bundle", environment["ROPEVIT_OPENVINO"]
+    with pytest.raises(RopevitError, match="to compute in 'f16': it takes f32 or bf16"):
+        cpp_library.Model(library, bundle, "openvino", path=path, compute="f16")
+    if {"avx512_bf16", "amx_bf16", "bf16"} & set(hardware.cpu_features()):
+        cpp_library.Model(library, bundle, "openvino", path=path, compute="bf16")
+    else:
+        with pytest.raises(RopevitError, match="in bf16, CPU takes f"):
+            cpp_library.Model(library, bundle, "openvino", path=path, compute="bf16")
 
 
 def rehashed(folder: Path, name: str) -> None:
@@ -690,17 +705,43 @@ def test_addresses_and_undefined_behaviour(environment: dict[str, str], cases: P
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_calls_of_four_threads(environment: dict[str, str]) -> None:
-    built = build(ROOT / "build" / "cpp-thread", "-DROPEVIT_SANITIZE=thread", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+def test_many_calls_of_four_threads(built: Path, environment: dict[str, str]) -> None:
+    """Under ThreadSanitizer as many as take a minute, without it as many as show that memory stays as it is."""
+    watched = build(
+        ROOT / "build" / "cpp-thread", "-DROPEVIT_SANITIZE=thread", "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        targets=("test_concurrent", "test_engine", "fake_gpu"),
+    )  # fmt: skip
     options = f"halt_on_error=1 suppressions={ROOT / 'cpp' / 'tests' / 'tsan.supp'}"
-    said = done(
-        built / "tests" / "test_concurrent",
-        env={**environment, "ROPEVIT_TEST_CALLS": "100000", "TSAN_OPTIONS": options},
-    )
-    assert "100000 calls from 4 threads" in said
-    assert "WARNING: ThreadSanitizer" not in said
-    fake = built / "tests" / "libfake_gpu.so"
-    done(built / "tests" / "test_engine", env={"FAKE_GPU": str(fake), "ROPEVIT_CUDART": str(fake)})
+    for folder, calls in ((watched, 20_000), (built, 100_000)):
+        env = {**environment, "ROPEVIT_TEST_CALLS": str(calls), "TSAN_OPTIONS": options}
+        said = done(folder / "tests" / "test_concurrent", env=env)
+        assert f"{calls} calls from 4 threads" in said
+        assert "WARNING: ThreadSanitizer" not in said
+    fake = watched / "tests" / "libfake_gpu.so"
+    done(watched / "tests" / "test_engine", env={"FAKE_GPU": str(fake), "ROPEVIT_CUDART": str(fake)})
+
+
+READERS = ("manifest", "positions", "golden", "pixels")
+
+
+@pytest.mark.slow
+def test_readers_on_files_that_libfuzzer_makes(tmp_path: Path) -> None:
+    """A minute, from those of cpp/tests/corpus on, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    compiler = shutil.which("clang++") or pytest.skip("there is no clang++, which has libFuzzer")
+    folder = build(
+        ROOT / "build" / "cpp-fuzz", "-DROPEVIT_FUZZ=ON", "-DROPEVIT_SANITIZE=address,undefined",
+        "-DROPEVIT_PROGRAMS=OFF", compiler=compiler, targets=("fake_gpu", *(f"fuzz_{name}" for name in READERS)),
+    )  # fmt: skip
+    fake = str(folder / "tests" / "libfake_gpu.so")
+    env = {"FAKE_GPU": fake, "ROPEVIT_CUDART": fake, "TMPDIR": str(tmp_path)}
+    for name in READERS:
+        made = tmp_path / name
+        made.mkdir()
+        options = ("-max_total_time=15", "-max_len=20000", f"-artifact_prefix={tmp_path}/")
+        said = done(
+            folder / "tests" / f"fuzz_{name}", made, ROOT / "cpp" / "tests" / "corpus" / name, *options, env=env
+        )
+        assert re.search(r"Done [1-9]\d\d+ runs in 1[5-9] second", said)
 
 
 @pytest.mark.slow

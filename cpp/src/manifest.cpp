@@ -85,7 +85,7 @@ std::vector<FileEntry> files(const Json& json) {
 AnySize any_size(const Json& json) {
   const int multiple = extent(json.at("multiple"));
   const int prefix = json.value("prefix", 1);
-  if (prefix < 0) refuse("a prefix of " + std::to_string(prefix) + " tokens");
+  if (prefix < 0 || prefix > 1 << 20) refuse("a prefix of " + std::to_string(prefix) + " tokens");
   // Manifests of the first release had no patch: it was the multiple.
   return {size(json.at("max")), multiple, json.contains("patch") ? extent(json.at("patch")) : multiple, prefix};
 }

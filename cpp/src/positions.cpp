@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "safetensors.hpp"
 
@@ -21,6 +22,15 @@ std::vector<float> floats(const Safetensors& file, const std::string& name) {
   std::vector<float> values(array.bytes / sizeof(float));
   std::memcpy(values.data(), array.data, array.bytes);
   return values;
+}
+
+// Numbers of an input. Throws BundleError where they could not be held.
+std::size_t count_of(const Extents& shape) {
+  double count = 1;
+  for (const std::int64_t extent : shape) count *= static_cast<double>(extent);
+  if (count > static_cast<double>(std::int64_t{1} << 34))
+    throw BundleError("a position input of more than 2^34 numbers.");
+  return static_cast<std::size_t>(count);
 }
 
 // A table of one axis: (tables, extent, heads, pairs), the first rows of the file's or those of this extent alone.
@@ -56,7 +66,7 @@ void fill_tables(const Safetensors& file, std::int64_t rows, std::int64_t column
       throw BundleError("the positions' tables don't fit one another.");
   const std::int64_t tokens = prefix + rows * columns, width = of[2] * of[3];
   const Extents shape{of[0], tokens, of[2], of[3]};
-  const auto count = static_cast<std::size_t>(of[0] * tokens * width);
+  const std::size_t count = count_of(shape);
   PositionInput cos{"cos", shape, std::vector<float>(count, 1.0F)};  // tokens before the patches don't turn
   PositionInput sin{"sin", shape, std::vector<float>(count, 0.0F)};
   for (std::int64_t table = 0; table < of[0]; ++table)
@@ -89,7 +99,16 @@ double cubic(double distance) {
   return inner + outer;
 }
 
-std::vector<Taps> taps_of(std::int64_t extent, std::int64_t side) {
+// The same of bilinear resizing: of four taps two weigh nothing.
+double linear(double distance) { return 1 - std::min(distance, 1.0); }
+
+using Kernel = double (*)(double);
+
+// An absolute embedding's name in the file by how it is resized.
+constexpr std::array<std::pair<const char*, Kernel>, 2> embeddings{
+    {{"pos_embed", cubic}, {"pos_embed_bilinear", linear}}};
+
+std::vector<Taps> taps_of(std::int64_t extent, std::int64_t side, Kernel kernel) {
   std::vector<Taps> found(static_cast<std::size_t>(extent));
   for (std::int64_t index = 0; index < extent; ++index) {
     const double centre =
@@ -98,24 +117,24 @@ std::vector<Taps> taps_of(std::int64_t extent, std::int64_t side) {
     for (std::int64_t tap = 0; tap < 4; ++tap) {
       Taps& taps = found[static_cast<std::size_t>(index)];
       taps.at[static_cast<std::size_t>(tap)] = std::clamp<std::int64_t>(low + tap, 0, side - 1);
-      taps.weight[static_cast<std::size_t>(tap)] = cubic(std::abs(centre - static_cast<double>(low + tap)));
+      taps.weight[static_cast<std::size_t>(tap)] = kernel(std::abs(centre - static_cast<double>(low + tap)));
     }
   }
   return found;
 }
 
-void fill_embedding(const Safetensors& file, std::int64_t rows, std::int64_t columns,
-                    std::vector<PositionInput>& filled) {
-  const std::vector<float> embedding = floats(file, "pos_embed");
-  const Extents& shape = file["pos_embed"].shape;
+void fill_embedding(const Safetensors& file, const std::string& name, Kernel kernel, std::int64_t rows,
+                    std::int64_t columns, std::vector<PositionInput>& filled) {
+  const std::vector<float> embedding = floats(file, name);
+  const Extents& shape = file[name].shape;
   if (shape.size() != 3 || shape[0] < 1 || shape[1] < 1)
-    throw BundleError("the positions' pos_embed is no grid of vectors.");
+    throw BundleError("the positions' " + name + " is no grid of vectors.");
   const std::int64_t height = shape[0], side = shape[1], width = shape[2];
   PositionInput resized{"pos_embed", {rows * columns, width}, {}};
-  resized.values.reserve(static_cast<std::size_t>(rows * columns * width));
-  const std::vector<Taps> across = taps_of(columns, side);
+  resized.values.reserve(count_of({rows, columns, width}));
+  const std::vector<Taps> across = taps_of(columns, side, kernel);
   std::vector<double> line(static_cast<std::size_t>(side * width));
-  for (const Taps& row : taps_of(rows, height)) {
+  for (const Taps& row : taps_of(rows, height, kernel)) {
     const auto from = [&](std::size_t tap) { return embedding.data() + row.at[tap] * side * width; };
     for (std::size_t at = 0; at < line.size(); ++at) {
       double sum = 0;
@@ -139,7 +158,8 @@ std::vector<PositionInput> fill_positions(const std::filesystem::path& path, int
   const Safetensors file(path);
   std::vector<PositionInput> filled;
   if (file.has("cos_x") || file.has("cos_x_by_extent")) fill_tables(file, rows, columns, prefix, filled);
-  if (file.has("pos_embed")) fill_embedding(file, rows, columns, filled);
+  for (const auto& [name, kernel] : embeddings)
+    if (file.has(name)) fill_embedding(file, name, kernel, rows, columns, filled);
   return filled;
 }
 

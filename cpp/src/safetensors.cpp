@@ -48,8 +48,8 @@ Safetensors::Safetensors(const std::filesystem::path& path) : path_(path), conte
         throw BundleError(name + " lies beyond its end");
       std::size_t wanted = bytes_of(array.dtype);
       for (const std::int64_t extent : array.shape) {
-        if (extent < 0 || (extent > 0 && wanted > room / static_cast<std::size_t>(extent)))
-          throw BundleError(name + " has a shape that is larger than the file");
+        if (extent < 1 || wanted > room / static_cast<std::size_t>(extent))
+          throw BundleError(name + " has a shape that is empty or larger than the file");
         wanted *= static_cast<std::size_t>(extent);
       }
       array.data = values + offsets[0];

@@ -16,7 +16,7 @@ namespace ropevit {
 namespace {
 
 void check_files(const std::filesystem::path& bundle, const Manifest& manifest) {
-  std::set<std::string> known{manifest_name};
+  std::set<std::string> known{manifest_name, "tuned.json"};  // which `ropevit-export tune` leaves there
   for (const auto& [name, wanted] : manifest.all_files()) {
     known.insert(name);
     const std::filesystem::path path = bundle / name;
@@ -35,13 +35,21 @@ void check_files(const std::filesystem::path& bundle, const Manifest& manifest) 
                       ", which its manifest does not list.");
 }
 
+// A number at an address that need not be a multiple of its size: in a file it is where its header ended.
+template <class T>
+T number_at(const void* data, std::size_t index) {
+  T found;
+  std::memcpy(&found, static_cast<const std::byte*>(data) + index * sizeof(T), sizeof(T));
+  return found;
+}
+
 // One output's numbers in float64, which every metric is computed in.
 std::vector<double> doubles(const void* data, DataType type, std::size_t count) {
   std::vector<double> found(count);
   for (std::size_t at = 0; at < count; ++at) {
-    const auto half = [&] { return static_cast<const std::uint16_t*>(data)[at]; };
+    const auto half = [&] { return number_at<std::uint16_t>(data, at); };
     switch (type) {
-      case DataType::float32: found[at] = static_cast<const float*>(data)[at]; break;
+      case DataType::float32: found[at] = number_at<float>(data, at); break;
       case DataType::float16: found[at] = from_float16(half()); break;
       case DataType::bfloat16: found[at] = from_bfloat16(half()); break;
       case DataType::uint8: found[at] = static_cast<const std::uint8_t*>(data)[at]; break;
@@ -153,8 +161,7 @@ void compare_positions(const std::vector<Buffer>& filled, const Golden& golden, 
     std::vector<std::byte> ours;
     for (std::size_t group = 0; group < groups; ++group)
       for (std::size_t at = 0; at < count; ++at) {
-        std::int64_t token = 0;
-        std::memcpy(&token, chosen.data + at * sizeof token, sizeof token);
+        const auto token = number_at<std::int64_t>(chosen.data, at);
         if (token < 0 || static_cast<std::size_t>(token) >= tokens)
           throw BundleError("the golden file's " + each.name + " has no token " + std::to_string(token) + ".");
         const auto* from =
@@ -248,7 +255,7 @@ Verification verify(const std::filesystem::path& bundle, const std::string& back
     for (const Artifact& each : manifest.artifacts)
       if (each.kind == backend) chosen.push_back(&each);
     if (chosen.empty()) chosen = artifacts_of(manifest, backend, bundle);
-    const auto foreign = [&](const Artifact* each) { return each->form != "portable" && each->form != backend; };
+    const auto foreign = [&](const Artifact* each) { return each->form != "portable" && each->form != form_of(backend, each->precision); };
     chosen.erase(std::remove_if(chosen.begin(), chosen.end(), foreign), chosen.end());
   }
   Verification found;

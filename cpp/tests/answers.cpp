@@ -1,11 +1,12 @@
 // Every case: the answers are the Python runtime's to the bit where the session is the same, and PyTorch's within the
 // limits. A case is a folder with a bundle and, in python/, safetensors files BACKEND-SIZE of what Python answered to
-// the golden images.
+// the golden images; in positions/ files ROWSxCOLUMNS of what Python filled for a grid, which are met to the bit too.
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <set>
 
+#include "../src/artifact.hpp"
 #include "../src/manifest.hpp"
 #include "../src/safetensors.hpp"
 #include "check.hpp"
@@ -66,6 +67,31 @@ void compare_with_python(const fs::path& bundle, const fs::path& file, int threa
   }
 }
 
+// Every grid that the bundle has tables for, from one patch on: embeddings are resized to more patches and to fewer; all
+// is rounded to the format that the graph takes.
+void compare_positions(const fs::path& bundle, const fs::path& folder) {
+  const Manifest manifest = read_manifest(bundle);
+  const Artifact& artifact = manifest.artifacts.front();
+  std::size_t grids = 0;
+  for (const auto& each : fs::directory_iterator(folder)) {
+    const Size grid = size_of_name(each.path().stem().string());
+    const int patch = artifact.dynamic->patch;
+    const Safetensors theirs(each.path());
+    const Positions ours = positions_of(bundle, artifact, {grid.height * patch, grid.width * patch});
+    CHECK(ours.buffers.size() == theirs.arrays().size());
+    for (const Buffer& input : ours.buffers) {
+      const Safetensors::Array& wanted = theirs[input.name];
+      CHECK(input.shape == wanted.shape);
+      CHECK(input.type == type_of(wanted.dtype));
+      CHECK(input.bytes == wanted.bytes);
+      CHECK(std::memcmp(input.data, wanted.data, wanted.bytes) == 0);
+    }
+    ++grids;
+  }
+  CHECK(grids != 0);
+  std::printf("%s: positions of %zu grids are Python's\n", bundle.parent_path().filename().c_str(), grids);
+}
+
 void compare_with_pytorch(const fs::path& bundle, const std::string& backend, int threads) {
   Options options;
   options.threads = backend == "onnxruntime" ? threads : 0;
@@ -97,6 +123,7 @@ int main() {
       backends.insert(backend);
       ++count;
     }
+    if (fs::exists(each.path() / "positions")) compare_positions(each.path() / "bundle", each.path() / "positions");
     for (const std::string& backend : backends) compare_with_pytorch(each.path() / "bundle", backend, threads);
   }
   CHECK(count != 0);

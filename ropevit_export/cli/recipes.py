@@ -7,7 +7,7 @@ typed, and what is typed as well wins.
 from __future__ import annotations
 
 import difflib
-import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ropevit_export.errors import RecipeError, UsageError
 from ropevit_export.machine import files
 
 # Options of one call, which say nothing of what is built.
-OF_THE_CALL = ("recipe", "matrix", "jobs", "ray", "out", "force", "cache", "as_json", "quiet", "version")
+OF_THE_CALL = ("recipe", "matrix", "jobs", "ray", "out", "force", "cache", "as_json", "quiet", "verbose", "version")
 
 
 def options(ctx: click.Context, recipe: Path | None) -> dict[str, Any]:
@@ -44,10 +44,6 @@ def options(ctx: click.Context, recipe: Path | None) -> dict[str, Any]:
 
 
 def _read(recipe: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
         return tomllib.loads(files.read(recipe, most=files.MB).decode())
     except OSError as error:

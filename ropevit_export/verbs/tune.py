@@ -94,7 +94,7 @@ def _tried(bundle: Path, listed: manifest.Manifest, setting: Setting, size: Reso
     """Its answers against the reference's. A backend that was asked for by name must run, but for bfloat16."""
     try:
         model = load(bundle, setting.backend, form=setting.form, **setting.options)
-        artifact = model.graph(size)
+        artifact = model.artifact(size)
         reports = replay(bundle, listed, artifact, model.runner(artifact), size)
     except RopevitError as error:
         if named and setting.compute is None:

@@ -1,0 +1,1 @@
+"""`triton BUNDLE --out DIR`: a bundle as a model repository of Triton Inference Server."""
