@@ -342,9 +342,21 @@ def test_a_contender_that_dies_is_an_error(bundle: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("peer", ["eager", "compile", "plain"])
+@pytest.mark.parametrize(
+    "peer", ["eager", "compile", "plain", "plain-int8", pytest.param("compile-bf16", marks=pytest.mark.slow)]
+)
 def test_peers_run(bundle: Path, peer: bench.Peer) -> None:
     pytest.importorskip("openvino")
     result = bench.bench(contenders([bundle], [peer], ["openvino"]), rounds=2)
     assert [each.contender for each in result.timings] == ["small", peer]
     assert all(len(each.milliseconds) == 2 for each in result.timings)
+    runtime = result.timings[1].runtime
+    assert ("to float32" in runtime) == (peer in ("compile-bf16", "plain-int8"))
+    assert "INVALID" not in runtime
+
+
+def test_a_peer_that_answers_something_else_is_invalid() -> None:
+    exact = {"logits": np.random.default_rng(0).standard_normal((2, 10)).astype(np.float32)}
+    assert bench._nearness(exact, exact) == "cosine 1.0000 to float32"
+    assert bench._nearness({"logits": -exact["logits"]}, exact) == "INVALID: cosine -1.0000 to float32"
+    assert bench._nearness({"logits": exact["logits"] * np.nan}, exact) == "INVALID: answers NaN or Inf"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ropevit_export.cli import recipes
-from ropevit_export.cli.options import ENGINES, channels, crop, list_of, one, target, window
+from ropevit_export.cli.options import ENGINES, channels, crop, list_of, model_names, one, target, window
 from ropevit_export.cli.terminal import add_row, progress_bar, say, show
 from ropevit_export.errors import UsageError
 from ropevit_export.formats import IO_PRECISIONS, PRECISIONS
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME",
     callback=list_of(str),
+    shell_complete=model_names,
     help="Official, short or timm name, or a repository of the hub; `ropevit-export models` lists them.",
 )
 @click.option(

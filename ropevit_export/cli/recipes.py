@@ -16,7 +16,7 @@ import click
 from ropevit_export.errors import RecipeError, UsageError
 
 # Options of one call, which say nothing of what is built.
-OF_THE_CALL = ("recipe", "matrix", "jobs", "ray", "out", "force", "cache", "as_json", "quiet", "version")
+OF_THE_CALL = ("recipe", "matrix", "jobs", "ray", "out", "force", "cache", "as_json", "quiet", "verbose", "version")
 
 
 def options(ctx: click.Context, recipe: Path | None) -> dict[str, Any]:
