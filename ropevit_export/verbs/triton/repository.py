@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ import numpy as np
 from ropevit_export.backends.select import form
 from ropevit_export.bundle import golden, manifest
 from ropevit_export.errors import BundleError, UsageError
+from ropevit_export.machine.files import link
 from ropevit_export.models import labels
 from ropevit_export.values import Resolution
 from ropevit_export.verbs.triton import config
@@ -153,15 +153,13 @@ def _write_model(bundle: Path, listed: manifest.Manifest, served: Served, folder
         shutil.copyfile(Path(__file__).with_name("runtime_model.py"), version / file)
         (version / "bundle").mkdir()
         for path in bundle.iterdir():
-            _link(path, version / "bundle" / path.name)
+            link(path, version / "bundle" / path.name)
     else:
         # The others keep their names: the graph refers to its weights by theirs.
-        _link(bundle / artifact.path, version / file)
+        link(bundle / artifact.path, version / file)
         for each in artifact.files:
             if each.kind in ("weights", "part"):
-                _link(
-                    bundle / each.path, version / (file.replace(".xml", ".bin") if each.kind == "part" else each.path)
-                )
+                link(bundle / each.path, version / (file.replace(".xml", ".bin") if each.kind == "part" else each.path))
     batch = _max_batch(artifact)
     message: dict[str, Value] = {
         "name": served.name,
@@ -292,14 +290,6 @@ def _write_ensemble(served: Served, folder: Path, prepare: str, batch: int, opti
         },
     }
     (folder / "config.pbtxt").write_text(config.text(message), "utf-8")
-
-
-def _link(source: Path, target: Path) -> None:
-    """As a second name of the same bytes, where the filesystem can: weights are large."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _kserve(listed: manifest.Manifest, options: Options) -> str:
