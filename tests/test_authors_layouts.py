@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from ropevit_export.models.families import FAMILIES
 from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import find_model
-from ropevit_export.values import Checkpoint
+from ropevit_export.values import Checkpoint, Resolution
+from tests.tiny import assert_same_answers, images, ours, randomised, request
 
 Tensors = dict[str, torch.Tensor]
 BAAI = {
@@ -50,8 +52,8 @@ def renamed(tensors: Tensors, names: dict[str, str], prefix: str = "") -> Tensor
     out = {}
     for name, tensor in tensors.items():
         theirs = name
-        for ours, authors in names.items():
-            theirs = theirs.replace(ours, authors)
+        for timms, authors in names.items():
+            theirs = theirs.replace(timms, authors)
         out[prefix + theirs] = tensor
     return out
 
@@ -111,6 +113,26 @@ def test_every_number_arrives_under_its_name(model: str, author: str, made: Call
     for name, tensor in wanted.items():
         assert torch.equal(found.tensors[name], tensor), name
     assert f"the file is in the layout of {author}" in found.choices
+
+
+def test_sapiens2_as_transformers_has_it_is_transformers_model(tmp_path: Path) -> None:
+    """The names of a module in memory, and the authors', under which `save_pretrained` writes; fewer heads of keys."""
+    from transformers import Sapiens2Config, Sapiens2Model
+
+    config = Sapiens2Config(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, num_register_tokens=8,
+        use_gated_mlp=True, num_key_value_heads_per_layer=[2, 1], image_size=32,
+    )  # fmt: skip
+    theirs = randomised(Sapiens2Model(config))
+    base = find_model("sapiens2_base")
+    spec = dataclasses.replace(base, depths=(2,), dims=(64,), heads=(2,), kv_heads=(2, 1), hidden=96)
+    size = Resolution(height=48, width=32)
+    with torch.inference_mode():
+        wanted = theirs(torch.from_numpy(images(size))).last_hidden_state.numpy()
+    torch.save(theirs.state_dict(), tmp_path / "memory.pth")
+    theirs.save_pretrained(tmp_path / "saved")
+    for path in (tmp_path / "memory.pth", tmp_path / "saved"):
+        assert_same_answers(ours(path, request(spec, output="tokens", size=size)), wanted)
 
 
 def test_a_pretraining_files_final_norm_is_that_of_the_pooled_feature() -> None:

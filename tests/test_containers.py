@@ -12,12 +12,16 @@ import dataclasses
 import json
 import pickle
 import re
+import subprocess
+import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
@@ -145,7 +149,10 @@ def test_lightnings_averaged_weights_are_its_state_dict(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "other"),
     [
-        ("model", "model_ema"),  # DeiT's main.py evaluates and resumes model
+        ("state_dict_ema", "model_ema"),  # and so on, as timm does
+        ("model_ema", "state_dict"),
+        ("model_ema", "model"),
+        ("state_dict", "model"),
         ("state_dict", "ema_state_dict"),  # mmengine swaps them when it saves
         ("teacher", "student"),  # what DINO's evaluation reads
         ("ema.module", "model"),
@@ -163,6 +170,85 @@ def test_of_two_dictionaries_the_one_that_their_writer_would_load(tmp_path: Path
         assert_same_answers(ours(path), answer(timms(0)))
         assert choices(path)[0].endswith(f", not {other}: --weights-key chooses")
         assert_same_answers(ours(path, request(weights="x", weights_key=other)), answer(timms(1)))
+
+
+@pytest.mark.parametrize("names", [("model", "model_ema"), ("state_dict", "state_dict_ema"), ("state_dict", "model"),
+                                   ("model_ema", "state_dict"), ("model", "state_dict_ema", "model_ema")])  # fmt: skip
+def test_of_timms_names_the_one_that_timm_loads(tmp_path: Path, names: tuple[str, ...]) -> None:
+    path = saved(tmp_path / "x.pth", {name: state(at) for at, name in enumerate(names)})
+    theirs = timms(9)
+    timm.models.load_checkpoint(theirs, str(path), use_ema=True)
+    assert_same_answers(ours(path), answer(theirs))
+
+
+def test_averages_without_names_are_left_out_and_said(tmp_path: Path) -> None:
+    """As torch_ema's `state_dict()` has them, beside the model and alone."""
+    average: dict[str, Any] = {
+        "decay": 0.999,
+        "num_updates": 7,
+        "shadow_params": list(timms(1).parameters()),
+        "collected_params": None,
+    }
+    path = saved(tmp_path / "x.pth", {"model": state(0), "ema": average})
+    assert_same_answers(ours(path), answer(timms(0)))
+    count = len(average["shadow_params"])
+    assert (
+        f"left out: ema.shadow_params, a list without names, of {count} tensors; to export averaged weights, copy them "
+        "into the model where it was trained and save its state_dict" in choices(path)
+    )
+    text = refusal(saved(tmp_path / "y.pth", {"ema": average}))
+    assert f"holds no dictionary of tensors, but ema.shadow_params (a list without names, of {count} tensors)" in text
+
+
+def test_adapters_alone_are_refused(tmp_path: Path) -> None:
+    """As PEFT saves them: a folder with a configuration and the adapters."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["qkv"]}')
+    names = [f"base_model.model.blocks.{at}.attn.qkv.lora_{kind}.weight" for at in (0, 1) for kind in "AB"]
+    save_file({name: torch.zeros(4, 48) for name in names}, folder / "adapter_model.safetensors")
+    for path in (folder, folder / "adapter_model.safetensors"):
+        assert "It holds LoRA adapters: merge them first, with model.merge_and_unload(), and save that." in refusal(
+            path
+        )
+
+
+def test_tar_archives_are_refused_in_a_sentence_of_their_own(tmp_path: Path) -> None:
+    """PyTorch's first format, and a checkpoint that was packed: both are called .tar."""
+    saved(tmp_path / "weights.pth", state(0))
+    with tarfile.open(tmp_path / "packed.pth.tar", "w") as archive:
+        archive.add(tmp_path / "weights.pth", "weights.pth")
+    with tarfile.open(tmp_path / "first.pth.tar", "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")
+            archive.add(tmp_path / name, name)
+    for name in ("packed", "first"):
+        text = refusal(tmp_path / f"{name}.pth.tar")
+        assert "is a tar archive: unpack it and give the file in it; one that PyTorch wrote before 0.2" in text
+
+
+def test_shards_of_bfloat16_take_the_memory_of_the_parameters(tmp_path: Path) -> None:
+    """In a process of its own, of which the kernel says the most that it held: 1.2 times float32's parameters."""
+    rows, width, count = 1024, 1024, 64  # 256 MB
+    names = {f"blocks.{at}.weight": f"model-{at // 8 + 1:05}-of-00008.safetensors" for at in range(count)}
+    for part in sorted(set(names.values())):
+        mine = [name for name, where in names.items() if where == part]
+        save_file({name: torch.randn(rows, width).bfloat16() for name in mine}, tmp_path / part)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    code = """
+import resource, sys, pathlib, torch
+from ropevit_export.checkpoint import file
+from ropevit_export.models import adopt
+peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+before = peak()
+found = file.read(pathlib.Path(sys.argv[1])).dictionaries[""]
+kept = {name: adopt._float32("x", name, each) for name, each in found.items()}
+print(peak() - before, sum(each.nbytes for each in kept.values()) / 2**20)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    grown, parameters = map(float, done.stdout.split())
+    assert parameters == count * 4
+    assert grown <= 1.2 * parameters
 
 
 def test_of_two_dictionaries_that_nothing_tells_apart_neither_is_taken(tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ def contents(content: object) -> Contents:
                     out.dictionaries.setdefault(place, {})[key] = tensor
             elif isinstance(each, Inert) and (made_by := _made_by(each)):
                 out.unread[inner] = made_by
+        # Averages of torch_ema and diffusers: in the order of a module's parameters, which a file does not say.
+        if isinstance(value, (list, tuple)) and (tensors := sum(isinstance(each, torch.Tensor) for each in value)) > 2:
+            out.unread[place] = f"a list without names, of {tensors} tensors"
         waiting.extend((f"{place}.{key}" if place else str(key), each) for key, each in held.items() if _holds(each))
     if isinstance(content, Inert) and content.is_module:
         out.unread[""] = _made_by(content)

@@ -11,6 +11,7 @@ import struct
 import zipfile
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from ropevit_export.checkpoint import torch_file
@@ -72,7 +73,7 @@ def _read_shards(index: Path) -> tuple[str, Contents]:
     out = Contents(dictionaries={"": {}})
     for part in shards.parts(index):
         hashes[part.name], found = _read_file(part)
-        held = found.dictionaries.get("", {})
+        held = _let_go(found.dictionaries.get("", {}))
         if odd := sorted(held.keys() ^ {name for name, file in listed.items() if file == part.name}):
             raise CheckpointError(
                 f"{part} and {index.name} differ in {', '.join(odd[:3])}: take all files from one checkpoint."
@@ -80,6 +81,20 @@ def _read_shards(index: Path) -> tuple[str, Contents]:
         out.dictionaries[""] |= held
         out.unread.update(found.unread)
     return shards.combined(hashes), out
+
+
+def _let_go(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A shard of 16-bit tensors as they will be used, in float32, so that its file needn't be held in memory until the
+    last shard is read. Small tensors keep their format: how they were rounded says how exact they are.
+    """
+    halves = (torch.float16, torch.bfloat16)
+    if not any(each.dtype in halves for each in tensors.values()):
+        return tensors
+    large = 1 << 16
+    return {
+        name: each.float() if each.dtype in halves and each.numel() >= large else each.clone()
+        for name, each in tensors.items()
+    }
 
 
 def _read_file(path: Path) -> tuple[str, Contents]:

@@ -18,7 +18,7 @@ from ropevit_export.errors import BackendError
 from ropevit_export.formats import EIGHT_BITS, FORMATS, PRECISIONS
 from ropevit_export.inspect import kernels
 from ropevit_export.passes.places import places
-from ropevit_export.passes.precision import POLICIES
+from ropevit_export.passes.precision import POLICIES, data_nodes
 from ropevit_export.values import Form, Precision
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "MultiHeadAttention", "DynamicQuantizeMatMul"})
@@ -75,6 +75,7 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
     io_formats = {_ONNX.get(value.dtype or ir.DataType.UNDEFINED, "") for value in graph.outputs}
     # What 8-bit linear layers leave: patches, attention, the head.
     rest = precision if precision not in EIGHT_BITS else "fp32" if form == "onnxruntime" else "fp16"
+    computed = data_nodes(graph)
     for node, place in places(graph).items():
         result = _ONNX.get(node.outputs[0].dtype or ir.DataType.UNDEFINED)
         if result is None or node.op_type in _NOT_COMPUTED:
@@ -85,7 +86,8 @@ def of_graph(path: Path, precision: Precision, form: Form = "portable") -> tuple
         taken = _multiplied(node)
         census.counts[taken].operations += 1
         census.counts[taken].products += 1
-        kept = policy is not None and policy.keeps(node)
+        # What positions are computed from the size by stays float32 up to where it meets the image.
+        kept = node not in computed or (policy is not None and policy.keeps(node))
         if kept:
             allowed = {"fp32"}
         elif _is_linear(node) and place != "head":

@@ -103,6 +103,12 @@ def adopt(
     fit, of_several = _chosen(checkpoint, fits)
     if passed_over := [each for each, _ in misfits if each.key != fit.candidate.key and not fit.candidate.renamed]:
         of_several.append(f"passed over, as it does not fit: {_keys(passed_over)}")
+    of_several += [
+        f"left out: {place}, {made_by}; to export averaged weights, copy them into the model where it was trained and "
+        "save its state_dict"
+        for place, made_by in checkpoint.unread.items()
+        if made_by.startswith("a list without names") and not place.startswith("optim")
+    ]
     return Weights(
         tensors={name: _float32(checkpoint.source, name, tensor) for name, tensor in fit.tensors.items()},
         classes=fit.classes,

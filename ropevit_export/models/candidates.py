@@ -24,10 +24,14 @@ _WRAPPERS = frozenset(
 _OWNERS = frozenset(["model", "backbone", "encoder", "timm_model", "net"])
 # Where a head stands that is no part of the network, beside it or beside what holds it.
 HEADS = ("head", "classifier", "fc", "linear")
-# A file with two of these: what the code that writes both takes (see docs/checkpoints.md).
+# A file with two of these: what the code that writes both takes (see docs/checkpoints.md); of timm's four names what
+# timm's own `load_checkpoint` does, averaged ones first.
 _PREFERRED = (
+    ("state_dict_ema", "model_ema"),
     ("state_dict_ema", "state_dict"),
-    ("model", "model_ema"),
+    ("model_ema", "state_dict"),
+    ("model_ema", "model"),
+    ("state_dict", "model"),
     ("state_dict", "ema_state_dict"),
     ("state_dict", "current_model_state"),
     ("teacher", "student"),
