@@ -147,7 +147,7 @@ def _write_positions(bundle: Path, folder: Path) -> None:
     dynamic, formats = artifact.dynamic, {each.name: np.dtype(each.dtype) for each in artifact.inputs}
     assert dynamic is not None
     assert dynamic.patch
-    parts = positions.read(bundle / positions.NAME)
+    parts = positions.read(bundle / positions.NAME, (dynamic.max[0] // dynamic.patch, dynamic.max[1] // dynamic.patch))
     folder.mkdir()
     for rows, columns in itertools.product(*(range(1, side // dynamic.patch + 1) for side in dynamic.max)):
         filled = inputs.fill(parts, rows, columns, dynamic.prefix)
