@@ -421,7 +421,7 @@ def test_the_report_in_words_and_for_machines(
         assert part in out
     assert cli.run(["inspect", str(static), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"path", "graphs", "engines"}
+    assert set(found) == {"path", "graphs", "engines", "sha256"}
     (run,) = found["engines"][0]["runs"]
     assert set(run) >= {"kernels", "fused_attentions", "attentions", "traffic", "flops", "estimate", "largest"}
     assert set(run["traffic"]) == {"read", "constants", "written", "unknown"}

@@ -44,7 +44,7 @@ def library(backend: str) -> Any:
     wanted = LIBRARIES[backend]
     try:
         return importlib.import_module(wanted.module)
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a broken installation raises anything
         raise BackendError(f"{wanted.name} can't be imported ({error}): pip install {wanted.package}") from error
 
 
@@ -54,7 +54,7 @@ class Device:
     def __init__(self) -> None:
         try:
             from cuda.bindings import runtime
-        except ImportError as error:
+        except Exception as error:
             raise BackendError(f"cuda.bindings can't be imported ({error}): pip install cuda-bindings") from error
         self._cuda: Any = runtime
         try:

@@ -72,7 +72,7 @@ class OnnxRuntime:
     ) -> None:
         try:
             import onnxruntime
-        except ImportError as error:
+        except Exception as error:  # a broken installation raises anything
             raise BackendError(f"onnxruntime can't be imported ({error}): pip install onnxruntime") from error
         self._version = str(onnxruntime.__version__)
         self._providers = tuple(providers)

@@ -180,7 +180,7 @@ def _tensor(value: Any, node: Any) -> dict[str, object]:
 def _library() -> Any:
     try:
         import openvino
-    except ImportError as error:
+    except Exception as error:  # a broken installation raises anything
         raise BackendError(f"OpenVINO can't be imported ({error}): pip install 'ropevit-export[openvino]'") from error
     return openvino
 

@@ -35,7 +35,7 @@ class TensorRt(NvinferBuilder):
     def __init__(self) -> None:
         try:
             import tensorrt
-        except ImportError as error:
+        except Exception as error:  # a broken installation raises anything
             raise BackendError(f"TensorRT can't be imported ({error}): {_INSTALL}") from error
         found = tuple(int(part) for part in tensorrt.__version__.split(".")[:2])
         if found < _OLDEST:

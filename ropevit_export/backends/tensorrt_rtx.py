@@ -27,7 +27,7 @@ class TensorRtRtx(NvinferBuilder):
     def __init__(self) -> None:
         try:
             import tensorrt_rtx
-        except ImportError as error:
+        except Exception as error:  # a broken installation raises anything
             raise BackendError(
                 f"TensorRT-RTX can't be imported ({error}): pip install tensorrt-rtx-cu13 (x86-64 Linux or Windows)"
             ) from error

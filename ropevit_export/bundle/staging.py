@@ -70,6 +70,8 @@ def _refuse_irreplaceable(final: Path) -> None:
             f"{final} can't be replaced, {', '.join(fixed[:3])} can't be changed: `chattr -i -a` it, or choose another "
             "--out."
         )
+    if hasattr(os, "statvfs") and os.statvfs(final).f_flag & os.ST_RDONLY:
+        raise BundleError(f"can't write {final}, its disk is mounted read-only: choose another --out.")
     if not os.access(final, os.R_OK | os.W_OK | os.X_OK):
         raise BundleError(f"{final} can't be replaced, it is read-only: `chmod u+rwx` it, or choose another --out.")
     if _is_kept_from_us(final):
@@ -156,6 +158,8 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
                 _publish(staging, final)
                 Interrupted.written = str(final)
                 _make_durable(final)
+        except OSError as error:  # what is free is asked before half a bundle is removed
+            raise BundleError(_reason(error, final)) from error
         finally:
             with deferred():
                 _clear(staging)  # half a bundle, or the one that was replaced

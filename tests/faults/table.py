@@ -142,6 +142,33 @@ READERS = (
     Row(fault="a checkpoint that is a pipe", code=1, says="pipe"),
 )  # fmt: skip
 
+MACHINE = (
+    Row(fault="SIGINT at stage 1: weights", code=130, stands=OLDER, says="interrupted, nothing was written"),
+    Row(fault="SIGTERM at stage 2: reference", code=130, stands=OLDER, says="interrupted, nothing was written"),
+    Row(fault="SIGINT at stage 3: trace", code=130, stands=OLDER, says="interrupted, nothing was written"),
+    Row(fault="SIGTERM at stage 4: passes", code=130, stands=OLDER, says="interrupted, nothing was written"),
+    Row(fault="SIGHUP at stage 5: parity", code=130, stands=OLDER, says="interrupted, nothing was written"),
+    Row(fault="SIGTERM at stage 6: parity of the second form", code=130, stands=OLDER,
+        says="interrupted, nothing was written"),
+    Row(fault="the disk is full", code=1, stands=OLDER, says="no space left for disk/out: 0 MB free there"),
+    Row(fault="the disk has no room for more files", code=1, stands=OLDER,
+        says="no space left for disk/out: the filesystem has no room for more files (inodes)"),
+    Row(fault="the disk is read-only", code=1, stands=OLDER,
+        says="can't write disk/out, its disk is mounted read-only"),
+    Row(fault="the quota is used up", code=1, stands=OLDER, says="no space left for out: the quota is used up"),
+    Row(fault="a file may not get so large", code=1, stands=OLDER,
+        says="a file of out would be larger than its filesystem or a limit (`ulimit -f`) allows"),
+    Row(fault="the folder vanishes", code=1, says="can't write gone/out: No such file or directory"),
+    Row(fault="memory is used up in Python", code=1, stands=OLDER, says="memory is used up, nothing was written"),
+    Row(fault="memory is used up in torch", code=1, stands=OLDER, says="memory is used up, nothing was written"),
+    Row(fault="memory is used up in a runtime", code=1, stands=OLDER, says="memory is used up, nothing was written"),
+    Row(fault="the clock jumps back at every look", code=0, stands=NEW, says=""),
+    Row(fault="another process builds the same bundle", code=1, stands=OLDER, left=".out.lock",
+        says="out is being built by another process now: wait for it"),
+    Row(fault="a runtime that lacks a shared library", code=1, stands=OLDER, says="OpenVINO can't be imported"),
+    Row(fault="a runtime that fails while it is imported", code=1, stands=OLDER, says="OpenVINO can't be imported"),
+)  # fmt: skip
+
 # What a disk says, and the words of ours that stand for it.
 WRITE_REASONS = {errno.ENOSPC: "no space left for", errno.EIO: "can't write", errno.EACCES: "can't write"}
 
@@ -165,6 +192,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "check of a bundle from a stranger": EDITED,
     "Pictures of --calib and --data": PICTURES,
     "Recipes, options and checkpoints": READERS,
+    "The machine": MACHINE,
     "Every write in turn": (WRITES.unpublished, WRITES.published),
 }
 
