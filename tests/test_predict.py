@@ -254,13 +254,16 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(
 
 @pytest.mark.slow
 def test_ray_gives_the_same_rows(bundle: Path, pictures: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ropevit-export[ray]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ropevit-export[ray]'")
     from ropevit_export.verbs import predict_ray
 
     asked = predict.job(bundle, pictures)
     os.environ.pop("RAY_ADDRESS", None)
     ours, theirs = tmp_path / "ray.parquet", tmp_path / "local.parquet"
     predict.predict(asked, theirs)
-    summary = predict.predict(asked, ours, answers=predict_ray.answers)
+    try:
+        summary = predict.predict(asked, ours, answers=predict_ray.answers)
+    finally:
+        ray.shutdown()
     assert rows_of(ours) == rows_of(theirs)
     assert "Ray" in summary.runtime

@@ -160,11 +160,11 @@ def test_dinov3s_grid_is_centred() -> None:
 
 def test_principal_components_are_scikit_learns() -> None:
     rng = np.random.default_rng(1)
-    features = (rng.standard_normal((200, 12)) * np.arange(12, 0, -1)).reshape(2, 10, 10, 12).astype(np.float32)
+    features = (rng.standard_normal((96, 12)) * np.arange(12, 0, -1)).reshape(2, 6, 8, 12).astype(np.float32)
     maps = np.concatenate([np.asarray(decoded(each)).reshape(-1, 3) for each in figures.principal(features)])
     theirs = PCA(3).fit_transform(features.reshape(-1, 12))
     for channel in range(3):
-        assert abs(np.corrcoef(maps[:, channel], theirs[:, channel])[0, 1]) > 0.99
+        assert abs(np.corrcoef(maps[:, channel], theirs[:, channel])[0, 1]) > 0.95  # colours are cut off at both ends
     assert abs(np.corrcoef(maps[:, 0], theirs[:, 1])[0, 1]) < 0.1
 
 

@@ -31,10 +31,11 @@ def opened(path: Path) -> Image.Image:
             _require_room(image)
             return rgb(image)
     except Exception as error:  # PIL's readers raise what damage leads them to: struct.error, IndexError, bombs
-        raise InputError(f"{path} can't be read as an image: {_reason(error)}.") from error
+        raise InputError(f"{path} can't be read as an image: {reason(error)}.") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
+    """Why a picture can't be read, in a line that is the same at every run."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     # PIL names the stream by a number that is another at every run.
     return re.sub(r" <_io\.\w+ name=\d+>", "", first_line(said)).rstrip(".")
@@ -64,7 +65,7 @@ def unreadable(pictures: Iterable[Path]) -> dict[Path, str]:
                 image.draft("RGB", (1, 1))
                 rgb(image)
         except Exception as error:
-            out[path] = _reason(error)
+            out[path] = reason(error)
     return out
 
 

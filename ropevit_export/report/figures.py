@@ -26,8 +26,9 @@ _STOPS = ((5, 68, 133), (103, 169, 207), (247, 247, 247), (241, 163, 64), (133, 
 _LEVELS = 64
 # Of a drawn table: a larger grid is averaged, since its picture would only cost bytes.
 _LARGEST_GRID = 64
-# Rows that a PCA is fitted to: enough for three directions, and quick.
-_FITTED = 256
+# Tokens that a PCA is fitted to, spread over all pictures: enough for three directions. A Gram matrix of more makes the
+# linear algebra start its threads, which costs a second where the machine has other work.
+_FITTED = 96
 
 
 def table(values_RC: FloatArray) -> str:

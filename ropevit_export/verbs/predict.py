@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ropevit_export.bundle import manifest
-from ropevit_export.errors import InputError, UsageError, first_line, with_kind
-from ropevit_export.images.files import image_files
+from ropevit_export.errors import InputError, UsageError, with_kind
+from ropevit_export.images.files import image_files, reason
 from ropevit_export.machine.files import sha256
 from ropevit_export.models import labels
 from ropevit_export.runtime import Model, load
@@ -251,7 +251,7 @@ def prepare(model: Model, root: Path, path: str, size: Resolution) -> Prepared:
     try:
         return Prepared(path, model.prepare(root / path, size)[0], None)
     except InputError as error:
-        return Prepared(path, None, first_line(error.__cause__ or error))
+        return Prepared(path, None, reason(error.__cause__ or error))
     except Exception as error:  # a decoder's own fault over one picture must not end a job of millions
         return Prepared(path, None, with_kind(error))
 
