@@ -140,7 +140,8 @@ def _write_graph(
     draft: Draft, graph: Graph, outputs: Sequence[TensorSpec], form: Form, hosts: Mapping[Resolution, Arrays]
 ) -> Source:
     """Written and listed."""
-    path, precision = draft.write_graph(graph, form), draft.request.precision
+    precision = draft.request.precision
+    path = draft.write_graph(graph, form, outputs, dataclasses.asdict(TOLERANCES[precision]))
     counted, products = census.of_graph(path, precision, form)
     counted.require(path.name, precision)
     artifact = draft.add_graph(path, graph, form, outputs, counted.rows())

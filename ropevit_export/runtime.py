@@ -26,6 +26,7 @@ from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BackendError, BundleError, InputError, UsageError
 from ropevit_export.images.files import opened
 from ropevit_export.images.preprocess import crop, in_format, normalise
+from ropevit_export.machine.files import require_regular
 from ropevit_export.models.spec import Preprocess
 from ropevit_export.rope import inputs
 from ropevit_export.values import Form, Resolution
@@ -48,7 +49,9 @@ def host_inputs(bundle: Path, artifact: manifest.ArtifactEntry) -> Callable[[Res
     files = [each.path for each in artifact.files if each.kind == positions.KIND]
     if not files or artifact.dynamic is None:
         return lambda size: {}
-    dynamic, parts = artifact.dynamic, positions.read(bundle / files[0])
+    dynamic = artifact.dynamic
+    largest = dynamic.max[0] // dynamic.patch, dynamic.max[1] // dynamic.patch
+    parts = positions.read(bundle / files[0], largest)
     dtypes = {each.name: each.dtype for each in artifact.inputs}
 
     @functools.lru_cache(maxsize=2)  # of a large model at 1024 they take 400 MB
@@ -89,7 +92,13 @@ def artifacts(bundle: Path, listed: manifest.Manifest, backend: str) -> list[man
 
 
 def open_artifact(bundle: Path, artifact: manifest.ArtifactEntry, backend: str, **options: Any) -> Runner:
-    """An artifact, loaded. Raises BackendError."""
+    """An artifact, loaded. Raises BackendError, and BundleError where one of its files is none."""
+    for name in (artifact.path, *(each.path for each in artifact.files)):
+        path = bundle / name
+        try:
+            require_regular(path.stat(), path)
+        except OSError as error:
+            raise BundleError(f"can't read {path}: {error.strerror or error}.") from error
     if artifact.options.get("strip_weights"):  # not every release of TensorRT can tell by the engine
         raise BackendError(f"{artifact.path} was built without its weights: a host has to put them back first.")
     if artifact.kind in ENGINES:

@@ -114,6 +114,9 @@ def traced(request: Request, weights: Weights, io: IoSpec, progress: Progress) -
         note(f"{len(traced.model.graph)} nodes")
     with stage(f"passes {io.resolution}", progress) as note:
         graph = passes.simplify(traced)
+        for record in graph.history:
+            log.debug("pass %s: %s → %s nodes%s", record.name, record.nodes_before, record.nodes_after,
+                      "" if record.fired else ", nothing to do")  # fmt: skip
         fired = [record.name for record in graph.history if record.fired]
         note(
             f"{len(traced.model.graph)} → {len(graph.model.graph)} nodes, "

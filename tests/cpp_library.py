@@ -17,7 +17,8 @@ STATUS = ("ok", "bundle", "backend", "input", "other")
 
 
 class Options(c.Structure):
-    _fields_ = [("backend", c.c_char_p), ("library", c.c_char_p), ("device", c.c_char_p), ("threads", c.c_int32)]
+    _fields_ = [("backend", c.c_char_p), ("library", c.c_char_p), ("device", c.c_char_p), ("threads", c.c_int32),
+                ("compute", c.c_char_p)]  # fmt: skip
 
 
 class Pixels(c.Structure):
@@ -69,9 +70,11 @@ class Library:
 class Model:
     """One bundle, loaded."""
 
-    def __init__(self, library: Library, bundle: Path, backend: str = "", *, path: str = "", threads: int = 0) -> None:
+    def __init__(
+        self, library: Library, bundle: Path, backend: str = "", *, path: str = "", threads: int = 0, compute: str = ""
+    ) -> None:
         self._library, self._model, self._answers = library, c.c_void_p(), None
-        options = Options(backend.encode(), path.encode(), b"", threads)
+        options = Options(backend.encode(), path.encode(), b"", threads, compute.encode())
         library.call("load", str(bundle).encode(), c.byref(options), c.byref(self._model))
         self._answers = c.c_void_p(library.plain("new_answers"))
         self.dtype = TYPES[library.plain("input_type", self._model)]

@@ -342,7 +342,7 @@ def test_a_contender_that_dies_is_an_error(bundle: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("peer", ["eager", "compile", "plain"])
+@pytest.mark.parametrize("peer", ["eager", "compile", "plain", "plain-int8", "compile-bf16"])
 def test_peers_run(peer: bench.Peer, tmp_path: Path) -> None:
     """Of a model that their processes know too."""
     pytest.importorskip("openvino")
@@ -352,3 +352,13 @@ def test_peers_run(peer: bench.Peer, tmp_path: Path) -> None:
     result = bench.bench(contenders([digits], [peer], ["openvino"]), rounds=2)
     assert [each.contender for each in result.timings] == ["digits", peer]
     assert all(len(each.milliseconds) == 2 for each in result.timings)
+    runtime = result.timings[1].runtime
+    assert ("to float32" in runtime) == (peer in ("compile-bf16", "plain-int8"))
+    assert "INVALID" not in runtime
+
+
+def test_a_peer_that_answers_something_else_is_invalid() -> None:
+    exact = {"logits": np.random.default_rng(0).standard_normal((2, 10)).astype(np.float32)}
+    assert bench._nearness(exact, exact) == "cosine 1.0000 to float32"
+    assert bench._nearness({"logits": -exact["logits"]}, exact) == "INVALID: cosine -1.0000 to float32"
+    assert bench._nearness({"logits": exact["logits"] * np.nan}, exact) == "INVALID: answers NaN or Inf"

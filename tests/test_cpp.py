@@ -27,6 +27,7 @@ from PIL import Image
 
 from ropevit_export import cli
 from ropevit_export.images.preprocess import crop, normalise
+from ropevit_export.machine import hardware
 from ropevit_export.models.spec import Transform
 from ropevit_export.parity.samples import PHOTOS
 from ropevit_export.runtime import load
@@ -409,6 +410,19 @@ def test_verify_passes_a_good_bundle(built: Path, cases: Path, environment: dict
     said = done(built / "ropevit-verify", cases / "inputs" / "bundle", "--backend", "openvino", env=environment)
     assert "run on OpenVINO" in said
     assert "computed in f32" in said
+
+
+def test_openvino_computes_in_what_it_is_asked_for(
+    library: cpp_library.Library, cases: Path, environment: dict[str, str]
+) -> None:
+    bundle, path = cases / "baked" / "bundle", environment["ROPEVIT_OPENVINO"]
+    with pytest.raises(RopevitError, match="to compute in 'f16': it takes f32 or bf16"):
+        cpp_library.Model(library, bundle, "openvino", path=path, compute="f16")
+    if {"avx512_bf16", "amx_bf16", "bf16"} & set(hardware.cpu_features()):
+        cpp_library.Model(library, bundle, "openvino", path=path, compute="bf16")
+    else:
+        with pytest.raises(RopevitError, match="in bf16, CPU takes f"):
+            cpp_library.Model(library, bundle, "openvino", path=path, compute="bf16")
 
 
 def rehashed(folder: Path, name: str) -> None:

@@ -41,6 +41,7 @@ NOT_RUN = {
     "docs/benchmarks.md": ["a GPU"],
     "docs/getting-started.md": ["a fresh virtual environment", "the weights' hub"],
     "docs/running.md": ["a GPU"],
+    "docs/serving.md": ["Triton", "Ray", "that service"],
 }
 RUN = {"sh": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
 LANGUAGES = {*RUN, "text", "cpp", "", "{toctree}", "{click}", "{eval-rst}"}
@@ -277,7 +278,7 @@ def test_every_page_is_in_the_contents() -> None:
 # Made by scripts ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", ["models_doc", "manifest_schema"])
+@pytest.mark.parametrize("script", ["models_doc", "manifest_schema", "faults_doc"])
 def test_what_a_script_writes_is_fresh(script: str) -> None:
     command = [sys.executable, str(ROOT / "scripts" / script), "--check"]
     done = subprocess.run(

@@ -80,7 +80,7 @@ def test_grids_of_as_many_tokens_get_their_own_tables(model: str) -> None:
 def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / positions.NAME).write_bytes(b"\x08\0\0\0\0\0\0\0not json")
     with pytest.raises(BundleError, match="is not a file of position tables"):
-        positions.read(tmp_path / positions.NAME)
+        positions.read(tmp_path / positions.NAME, (14, 14))
 
 
 @pytest.fixture(scope="module", params=["shallow_rope_axial_ape_deit_small", "shallow_rope_mixed_deit_small"])

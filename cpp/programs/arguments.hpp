@@ -83,6 +83,7 @@ inline Options options_of(const Arguments& arguments) {
   options.library = arguments.text("--library", "");
   options.device = arguments.text("--device", "");
   options.threads = arguments.number("--threads", 0);
+  options.compute = arguments.text("--compute", "");
   return options;
 }
 

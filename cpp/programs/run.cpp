@@ -23,6 +23,7 @@ constexpr const char* help =
     "  --library FILE the runtime's shared library, where the loader does not find it\n"
     "  --device D     of OpenVINO, or the number of the GPU\n"
     "  --threads N    that a run is spread over on a CPU\n"
+    "  --compute P    in OpenVINO: f32 or bf16, whatever the graph's precision\n"
     "\n"
     "Exit codes: 0 good, 1 something failed, 2 usage.\n";
 
@@ -111,7 +112,7 @@ void run(const ropevit::Arguments& arguments) {
 int main(int count, char** texts) {
   try {
     const ropevit::Arguments arguments(
-        count, texts, {"--backend", "--library", "--device", "--threads", "--size", "--out", "--top", "--runs"},
+        count, texts, {"--backend", "--library", "--device", "--threads", "--compute", "--size", "--out", "--top", "--runs"},
         {"--help", "--bench"});
     if (arguments.has("--help")) {
       std::fputs(help, stdout);

@@ -6,7 +6,7 @@
 namespace {
 
 constexpr const char* help =
-    "usage: ropevit-verify BUNDLE [--backend B] [--library FILE] [--device D] [--threads N]\n"
+    "usage: ropevit-verify BUNDLE [--backend B] [--library FILE] [--device D] [--threads N] [--compute P]\n"
     "\n"
     "Hash every file of a bundle, then run it on its golden inputs and compare with PyTorch's answers.\n"
     "\n"
@@ -15,6 +15,7 @@ constexpr const char* help =
     "  --library FILE the runtime's shared library, where the loader does not find it\n"
     "  --device D     of OpenVINO, or the number of the GPU\n"
     "  --threads N    that a run is spread over on a CPU\n"
+    "  --compute P    in OpenVINO: f32 or bf16, whatever the graph's precision\n"
     "\n"
     "Exit codes: 0 good, 1 a file is not as listed or a run failed, 2 usage, 3 out of tolerance.\n";
 
@@ -62,7 +63,7 @@ int verify(const ropevit::Arguments& arguments) {
 
 int main(int count, char** texts) {
   try {
-    const ropevit::Arguments arguments(count, texts, {"--backend", "--library", "--device", "--threads"}, {"--help"});
+    const ropevit::Arguments arguments(count, texts, {"--backend", "--library", "--device", "--threads", "--compute"}, {"--help"});
     if (arguments.has("--help")) {
       std::fputs(help, stdout);
       return ropevit::good;

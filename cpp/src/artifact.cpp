@@ -66,6 +66,12 @@ Buffer sized_images(const Artifact& artifact, Size size, std::size_t count) {
   return images;
 }
 
+std::string form_of(const std::string& backend, const std::string& precision) {
+  const bool eight_bits = precision == "int8" || precision == "fp8";
+  if (backend == "onnxruntime" || (backend == "onnxruntime-cuda" && !eight_bits)) return "onnxruntime";
+  return backend == "openvino" ? "openvino" : "portable";
+}
+
 std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::string& backend,
                                           const std::filesystem::path& bundle) {
   const std::string kind = runs_engines(backend) ? backend : "onnx";
@@ -76,7 +82,9 @@ std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::s
     throw BundleError(bundle.string() + " holds no " + kind + " artifact for " + backend +
                       (kind == "onnx" ? "." : ": export it with --engine " + backend + "."));
   // Of a graph in several forms the backend's own, else the one for all.
-  const auto order = [&](const Artifact* each) { return each->form == backend ? 0 : each->form == "portable" ? 1 : 2; };
+  const auto order = [&](const Artifact* each) {
+    return each->form == form_of(backend, each->precision) ? 0 : each->form == "portable" ? 1 : 2;
+  };
   std::stable_sort(found.begin(), found.end(),
                    [&](const Artifact* a, const Artifact* b) { return order(a) < order(b); });
   return found;

@@ -17,6 +17,9 @@ Buffer sized(const ArrayEntry& entry, const Artifact& artifact, Size size, std::
 // The images, which are the first input.
 Buffer sized_images(const Artifact& artifact, Size size, std::size_t count);
 
+// The form of a graph that a backend is fastest with.
+std::string form_of(const std::string& backend, const std::string& precision);
+
 // What a backend runs of a bundle: engines of its own kind, or ONNX graphs, its own form first. Throws BundleError for
 // none.
 std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::string& backend,

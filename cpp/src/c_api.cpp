@@ -61,6 +61,7 @@ ropevit_status ropevit_load(const char* bundle, const ropevit_options* options, 
       chosen.library = text(options->library);
       chosen.device = text(options->device);
       chosen.threads = options->threads;
+      chosen.compute = text(options->compute);
     }
     *model = new ropevit_model{ropevit::Model(text(bundle), chosen)};
   });

@@ -11,9 +11,13 @@
 namespace ropevit {
 namespace {
 
-// What to compute in, by the graph's precision: left to itself OpenVINO takes bfloat16 for a float32 graph where the
-// CPU has it.
-std::string computed_in(const std::string& precision) { return precision == "bf16" ? "bf16" : "f32"; }
+// What to compute in: as asked for, else by the graph's precision. Left to itself OpenVINO takes bfloat16 for a float32
+// graph where the CPU has it.
+std::string computed_in(const std::string& precision, const std::string& asked) {
+  if (!asked.empty() && asked != "f32" && asked != "bf16")
+    throw BackendError("OpenVINO was asked to compute in '" + asked + "': it takes f32 or bf16.");
+  return !asked.empty() ? asked : precision == "bf16" ? "bf16" : "f32";
+}
 
 // The functions of OpenVINO's C interface that are used here.
 class OpenVino {
@@ -127,7 +131,7 @@ class OpenVinoRunner : public Runner {
   OpenVinoRunner(const std::filesystem::path& model, const Artifact& artifact, const Options& options)
       : openvino_(OpenVino::of(options.library)), model_(artifact.path), precision_(artifact.precision),
         device_(options.device.empty() ? "CPU" : options.device), compiled_(nullptr, openvino_.compiled_model_free) {
-    const std::string wanted = computed_in(precision_), threads = std::to_string(options.threads);
+    const std::string wanted = computed_in(precision_, options.compute), threads = std::to_string(options.threads);
     ov_compiled_model_t* made = nullptr;
     const auto compile = [&](auto... properties) {
       openvino_.check(openvino_.core_compile_model_from_file(openvino_.core(), model.c_str(), device_.c_str(),
@@ -147,10 +151,11 @@ class OpenVinoRunner : public Runner {
     if (taken != wanted)
       throw BackendError("asked OpenVINO to compute " + model_ + " in " + wanted + ", " + device_ + " takes " + taken +
                          ".");
+    taken_ = taken;
   }
 
   std::string describe() const override {
-    std::string text = "OpenVINO " + openvino_.version() + ", " + device_ + ", computed in " + computed_in(precision_);
+    std::string text = "OpenVINO " + openvino_.version() + ", " + device_ + ", computed in " + taken_;
     if (precision_ == "int8" || precision_ == "fp8") text += " around " + precision_ + " codes";
     if (precision_ == "fp16") text += ", float16 weights: no proof against overflow";
     return text;
@@ -162,7 +167,7 @@ class OpenVinoRunner : public Runner {
 
  private:
   const OpenVino& openvino_;
-  std::string model_, precision_, device_;
+  std::string model_, precision_, device_, taken_;
   Owned<ov_compiled_model_t> compiled_;
 };
 

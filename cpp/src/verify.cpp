@@ -16,7 +16,7 @@ namespace ropevit {
 namespace {
 
 void check_files(const std::filesystem::path& bundle, const Manifest& manifest) {
-  std::set<std::string> known{manifest_name};
+  std::set<std::string> known{manifest_name, "tuned.json"};  // which `ropevit-export tune` leaves there
   for (const auto& [name, wanted] : manifest.all_files()) {
     known.insert(name);
     const std::filesystem::path path = bundle / name;
@@ -255,7 +255,7 @@ Verification verify(const std::filesystem::path& bundle, const std::string& back
     for (const Artifact& each : manifest.artifacts)
       if (each.kind == backend) chosen.push_back(&each);
     if (chosen.empty()) chosen = artifacts_of(manifest, backend, bundle);
-    const auto foreign = [&](const Artifact* each) { return each->form != "portable" && each->form != backend; };
+    const auto foreign = [&](const Artifact* each) { return each->form != "portable" && each->form != form_of(backend, each->precision); };
     chosen.erase(std::remove_if(chosen.begin(), chosen.end(), foreign), chosen.end());
   }
   Verification found;

@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "../src/artifact.hpp"
 #include "../src/sha256.hpp"
 #include "check.hpp"
 #include "ropevit/ropevit.hpp"
@@ -112,7 +113,17 @@ void test(const std::string& backend, const fs::path& bundle) {
 
 }  // namespace
 
+// As `backends/select.py` has it.
+void choose_forms() {
+  CHECK(form_of("onnxruntime", "int8") == "onnxruntime");
+  CHECK(form_of("onnxruntime-cuda", "fp16") == "onnxruntime");
+  CHECK(form_of("onnxruntime-cuda", "int8") == "portable");  // the 8-bit form is for a CPU's kernels
+  CHECK(form_of("onnxruntime-tensorrt", "fp16") == "portable");
+  CHECK(form_of("openvino", "int8") == "openvino");
+}
+
 int main() {
+  choose_forms();
   char folder[] = "/tmp/ropevit-engine-XXXXXX";
   const fs::path bundle = mkdtemp(folder);
   setenv("XDG_CACHE_HOME", (bundle / "cache").c_str(), 1);

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropevit_export.bundle import golden, manifest, onnx_file, positions, report, resume
+from ropevit_export.bundle import facts, golden, manifest, onnx_file, positions, report, resume
 from ropevit_export.errors import ParityError
 from ropevit_export.machine import files
 from ropevit_export.machine.files import sha256
@@ -50,40 +50,53 @@ class Draft:
         """Of a graph's file, or of an engine's."""
         return self.folder / f"model-{io.rope if io.any_size else io.resolution}{suffix}"
 
-    def write_graph(self, graph: Graph, form: Form) -> Path:
-        """The graph as an ONNX file, its weights in the file that all graphs share, or in itself."""
+    def write_graph(self, graph: Graph, form: Form, outputs: Sequence[TensorSpec], tolerance: facts.Tolerance) -> Path:
+        """The graph as an ONNX file, its weights in the file that all graphs share, or in itself. `tolerance`: by which
+        its answers are judged, here and wherever the bundle goes.
+        """
         request, io = self.request, graph.io
         path = self.path(io, ".onnx" if form == "portable" else f".{form}.onnx")
         source = {"source": self.checkpoint.source, "sha256": self.checkpoint.sha256}
         source["trained"] = str(self.checkpoint.trained).lower()
         limits = _limits(request, io) if io.any_size else {}
         metadata = onnx_file.metadata(request.model, request.rope, request.preprocess, source)
-        onnx_file.write(graph, path, None if request.single_file else self.weights, metadata | limits)
+        whole = {"output": self._output, "classes": self.classes}
+        whole |= {"patch": request.model.patch, "prefix": request.model.prefix}
+        entry = self._entry(path, "0" * 64, graph, form, outputs, {})  # the hash is not of what it carries
+        metadata |= limits | facts.metadata(entry, whole, tolerance)
+        onnx_file.write(graph, path, None if request.single_file else self.weights, metadata)
         return path
 
     def add_graph(
         self, path: Path, graph: Graph, form: Form, outputs: Sequence[TensorSpec], counts: Counts
     ) -> manifest.ArtifactEntry:
         """List a written graph."""
-        request, io = self.request, graph.io
-        self.artifacts.append(
-            manifest.ArtifactEntry(
-                kind="onnx",
-                path=path.name,
-                sha256=sha256(path),
-                built_with=f"torch {importlib.metadata.version('torch')}, opset {graph.model.opset_imports['']}",
-                targets=(),
-                resolutions=tuple((size.height, size.width) for size in request.named_sizes(io)),
-                dynamic=_dynamic_entry(request, io),
-                batch=manifest.BatchEntry(**dataclasses.asdict(io.batch)),
-                precision=request.precision,
-                form=form,
-                inputs=tuple(manifest.TensorEntry(**dataclasses.asdict(tensor)) for tensor in io.inputs),
-                outputs=tuple(map(manifest.OutputEntry.of, io.outputs, outputs)),
-                census=_census_entries(counts),
-            )
-        )
+        self.artifacts.append(self._entry(path, sha256(path), graph, form, outputs, counts))
         return self.artifacts[-1]
+
+    def _entry(
+        self, path: Path, digest: str, graph: Graph, form: Form, outputs: Sequence[TensorSpec], counts: Counts
+    ) -> manifest.ArtifactEntry:
+        request, io = self.request, graph.io
+        return manifest.ArtifactEntry(
+            kind="onnx",
+            path=path.name,
+            sha256=digest,
+            built_with=f"torch {importlib.metadata.version('torch')}, opset {graph.model.opset_imports['']}",
+            targets=(),
+            resolutions=tuple((size.height, size.width) for size in request.named_sizes(io)),
+            dynamic=_dynamic_entry(request, io),
+            batch=manifest.BatchEntry(**dataclasses.asdict(io.batch)),
+            precision=request.precision,
+            form=form,
+            inputs=tuple(manifest.TensorEntry(**dataclasses.asdict(tensor)) for tensor in io.inputs),
+            outputs=tuple(map(manifest.OutputEntry.of, io.outputs, outputs)),
+            census=_census_entries(counts),
+        )
+
+    @property
+    def _output(self) -> str:
+        return self.request.output or self.request.default_output
 
     def write_layers(self, engine: Path, plan: Plan) -> Path:
         """The builder's own report of an engine, beside it."""
@@ -161,7 +174,7 @@ class Draft:
         return {
             "model": request.model.name,
             "rope": request.rope,
-            "output": request.output or request.default_output,
+            "output": self._output,
             "classes": self.classes,
             "patch": request.model.patch,
             "prefix": request.model.prefix,

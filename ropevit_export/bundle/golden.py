@@ -8,7 +8,7 @@ A safetensors file: 8 bytes little-endian header length, a JSON header with dtyp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,9 @@ from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.values import Array, Arrays
+
+# Of images: what graphs take.
+DTYPES = ("float32", "float16", "bfloat16", "uint8")
 
 
 def name(resolution: Resolution) -> str:
@@ -46,12 +49,34 @@ def write(path: Path, images: Array, expected: Arrays, host: Arrays) -> None:
 
 
 def read(path: Path, outputs: list[str]) -> tuple[Array, dict[str, Array]]:
-    """(images, expected by output)."""
+    """(images, expected by output), of as many samples. Raises BundleError for what nothing could be compared with."""
     try:
+        files.require_regular(path.stat(), path)
         tensors = numpy.load_file(path)
-        return tensors["image"], {output: tensors[key] for key, output in _keys(outputs).items()}
-    except (SafetensorError, KeyError, OSError) as error:
+        images, expected = tensors["image"], {output: tensors[key] for key, output in _keys(outputs).items()}
+    except OSError as error:
+        raise BundleError(f"{path} is not a golden file: {error.strerror or error}.") from error
+    except KeyError as error:
+        raise BundleError(f"{path} is not a golden file: it has no tensor {error}.") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not a golden file: {error}.") from error
+    _require_comparable(path, images, expected)
+    return images, expected
+
+
+def _require_comparable(path: Path, images: Array, expected: Mapping[str, Array]) -> None:
+    if images.ndim != 4 or 0 in images.shape or images.dtype.name not in DTYPES:
+        raise BundleError(f"{path} is not a golden file: its images are of shape {images.shape}, {images.dtype}.")
+    for name, answers in expected.items():
+        if answers.dtype != np.float32 or answers.ndim < 2 or 0 in answers.shape or len(answers) != len(images):
+            raise BundleError(
+                f"{path} is not a golden file: it has {answers.dtype} answers of {name} for {answers.shape[:1]} of "
+                f"{len(images)} images, each needs one of float32."
+            )
+        if not np.isfinite(answers).all():
+            raise BundleError(f"{path} is not a golden file: its answers of {name} hold NaN or infinite values.")
+        if not answers.any():
+            raise BundleError(f"{path} is not a golden file: its answers of {name} are all zero.")
 
 
 def _keys(outputs: Iterable[str]) -> dict[str, str]:

@@ -5,11 +5,14 @@ an unknown or missing one is an error.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -29,8 +32,26 @@ SCHEMA_VERSION: Literal[1] = 1
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 # A bundle is flat: a path that leads anywhere else is not of it.
 FileName = Field(pattern=r"^[^/\\]+$")
-Extent = Annotated[int, Field(ge=1)]
-Size = tuple[Extent, Extent]
+# What no number of a manifest exceeds: whoever reads one makes room by it.
+_MOST_BYTES = 64 * files.MB
+_MOST_PIXELS = 2**28
+_SMALLEST_CROP = 0.05  # below it a picture is resized to twenty times the size and more
+Extent = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, le=2**16)]
+
+
+def _not_too_many_pixels(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] * size[1] > _MOST_PIXELS:
+        raise ValueError(f"{size[0]}x{size[1]} has more than {_MOST_PIXELS} pixels")
+    return size
+
+
+Size = Annotated[tuple[Side, Side], AfterValidator(_not_too_many_pixels)]
+# What stands for an extent that is not known before there is an image.
+Symbol = Literal["batch", "height", "width", "rows", "columns", "patches", "tokens"]
+Dtype = Literal["float32", "float16", "bfloat16", "uint8"]
 
 
 class _Strict(BaseModel):
@@ -59,19 +80,19 @@ class PreprocessEntry(_Strict):
     `dtype`.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Deviation, Deviation, Deviation]
     interpolation: Interpolation
-    crop: float
+    crop: Annotated[float, Field(ge=_SMALLEST_CROP, le=1)]
     crop_mode: CropMode = "center"
     layout: Literal["NCHW", "NHWC"]
-    dtype: Literal["float32", "float16", "bfloat16", "uint8"]
+    dtype: Dtype
 
 
 class TensorEntry(_Strict):
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    name: Annotated[str, Field(min_length=1)]
+    dtype: Dtype
+    shape: Annotated[tuple[Extent | Symbol, ...], Field(min_length=1, max_length=8)]
 
 
 class OutputEntry(TensorEntry):
@@ -79,6 +100,11 @@ class OutputEntry(TensorEntry):
 
     pool: Pool | None = None
     normed: bool | None = None
+
+    @model_validator(mode="after")
+    def _is_an_output(self) -> OutputEntry:
+        self.value()
+        return self
 
     @model_serializer(mode="wrap")
     def _without_what_does_not_apply(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -97,6 +123,12 @@ class BatchEntry(_Strict):
     min: Extent
     opt: Extent
     max: Extent
+
+    @model_validator(mode="after")
+    def _in_order(self) -> BatchEntry:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"batch {self.min}:{self.opt}:{self.max} is not in order")
+        return self
 
 
 class DynamicEntry(_Strict):
@@ -153,12 +185,12 @@ class ArtifactEntry(_Strict):
     kind: Literal["onnx", "tensorrt", "tensorrt-rtx", "openvino"]
     path: str = FileName
     sha256: str = Sha256
-    resolutions: tuple[Size, ...]
+    resolutions: Annotated[tuple[Size, ...], Field(min_length=1)]
     batch: BatchEntry
     precision: str
     form: Form = "portable"
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[OutputEntry, ...]
+    inputs: Annotated[tuple[TensorEntry, ...], Field(min_length=1)]
+    outputs: Annotated[tuple[OutputEntry, ...], Field(min_length=1)]
     built_with: str
     targets: tuple[str, ...]
     files: tuple[FileEntry, ...] = ()
@@ -195,12 +227,14 @@ class ParityEntry(_Strict):
     reference: str
     runtime: str
     metrics: dict[str, float | int | None]
-    tolerance: dict[str, float]
+    tolerance: dict[str, Finite]
     passed: bool
     histogram: HistogramEntry | None = None
 
     @model_validator(mode="after")
     def _passed_follows(self) -> ParityEntry:
+        if missing := {"relative", "cosine"} - self.tolerance.keys():
+            raise ValueError(f"tolerance lacks {', '.join(sorted(missing))}")
         relative, cosine = self.metrics.get("relative"), self.metrics.get("cosine")
         within = relative is not None and cosine is not None and self.metrics.get("not_finite") == 0
         within = within and relative <= self.tolerance["relative"] and cosine >= self.tolerance["cosine"]  # type: ignore[operator]
@@ -309,13 +343,26 @@ class Bundle:
     kept: bool = False
 
 
-def read(bundle: Path) -> Manifest:
-    """The validated manifest of a bundle; raises BundleError that names the first wrong field."""
+def digest(bundle: Path) -> str:
+    """SHA-256 of the manifest, which has every other file's: it stands for the whole bundle."""
+    return hashlib.sha256(_content(bundle)).hexdigest()
+
+
+def _content(bundle: Path) -> bytes:
     path = bundle / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise BundleError(f"{bundle} is not a bundle: it has no {MANIFEST}.")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return files.read(path, most=_MOST_BYTES)
+    except OSError as error:
+        raise BundleError(f"can't read {path}: {error.strerror or error}.") from error
+
+
+def read(bundle: Path) -> Manifest:
+    """The validated manifest of a bundle; raises BundleError that names the first wrong field."""
+    path, content = bundle / MANIFEST, _content(bundle)
+    try:
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -20,7 +20,7 @@ from ropevit_export.checkpoint.torch_file import STATE_DICT
 from ropevit_export.checkpoint.unpickle import RefusedError
 from ropevit_export.errors import CheckpointError, first_line
 from ropevit_export.machine import shards
-from ropevit_export.machine.files import sha256
+from ropevit_export.machine.files import regular, sha256
 from ropevit_export.values import Checkpoint
 
 # Files that are no checkpoint, by how they begin, and what to do.
@@ -100,7 +100,7 @@ def _let_go(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _read_file(path: Path) -> tuple[str, Contents]:
     """SHA-256 of one file and what it holds."""
     try:
-        with path.open("rb") as stream:
+        with regular(path) as stream:
             start = stream.read(512)
         if fault := _fault(path, start):
             raise CheckpointError(f"{path} can't be read as a checkpoint: {fault}.")

@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 
 import click
 
 from ropevit_export.cli import (  # noqa: F401 - they register verbs
     bench,
     check,
+    completion,
     cpp_example,
+    deepstream,
     doctor,
     evaluate,
     inspect,
     models,
     predict,
     report,
+    terminal,
     triton,
     tune,
 )
+from ropevit_export.cli.completion import PROGRAM
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.terminal import say
 from ropevit_export.errors import RopevitError
 from ropevit_export.machine.process import Interrupted
 
+for _command in (cli, *cli.commands.values()):
+    _command.params.append(terminal.verbose_option())
+
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code; an error is one line on stderr and the code of its class."""
     Interrupted.written = None
+    verbose = not {"-v", "--verbose"}.isdisjoint(arguments)
     try:
-        cli.main(list(arguments), prog_name="ropevit-export", standalone_mode=False)
+        with _traced() if verbose else contextlib.nullcontext():
+            return _run(arguments)
     except click.ClickException as error:  # usage errors among them, with exit code 2
         return _fail(error.format_message(), error.exit_code)
     except RopevitError as error:
@@ -50,7 +60,26 @@ def run(arguments: Sequence[str]) -> int:
         if _says_memory(error):
             return _fail(_short_of_memory(), 1)
         return _fail(f"unexpected {type(error).__name__}: {error}. Please report it, with ROPEVIT_TRACEBACK=1 set.", 1)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        cli.main(list(arguments), prog_name=PROGRAM, standalone_mode=False)
+    except SystemExit as ended:
+        if completion.VARIABLE not in os.environ:
+            raise
+        return int(ended.code or 0)  # the shell has been told what could come next
     return 0
+
+
+@contextlib.contextmanager
+def _traced() -> Iterator[None]:
+    """Where an error comes from, before the line that says what it is."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        raise
 
 
 def _unwritten(error: OSError) -> str:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     "--peer",
     "peers",
     multiple=True,
-    type=click.Choice(["eager", "compile", "plain"]),
-    help="The model in PyTorch, by torch.compile, or its plain torch.onnx.export; repeatable.",
+    type=click.Choice(["eager", "compile", "compile-bf16", "plain", "plain-int8"]),
+    help="The model in PyTorch, by torch.compile, its plain torch.onnx.export or that by quantize_dynamic; repeatable.",
 )
 @click.option(
     "--backend",

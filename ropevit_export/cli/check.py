@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,9 +37,21 @@ if TYPE_CHECKING:
     type=click.Choice(["f32", "bf16"]),
     help="With --backend openvino: what floating-point parts are computed in, if not what the precision says.",
 )
+@click.option(
+    "--sha256",
+    "pinned",
+    metavar="DIGEST",
+    help="Of manifest.json, as the export printed it: anything else than that very bundle is an error.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 def check(
-    bundle: Path, layers: bool, weights: str | None, backend: str | None, compute: str | None, as_json: bool
+    bundle: Path,
+    layers: bool,
+    weights: str | None,
+    backend: str | None,
+    compute: str | None,
+    pinned: str | None,
+    as_json: bool,
 ) -> None:
     """Verify a bundle's files, and its graphs and engines against the reference outputs it carries."""
     from ropevit_export.verbs import check as checking
@@ -49,12 +62,16 @@ def check(
         raise UsageError("--by-layer runs ONNX graphs on ONNX Runtime's CPU provider: leave --backend out.")
     if compute and backend != "openvino":
         raise UsageError("--compute is OpenVINO's: give --backend openvino with it.")
+    if pinned is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", pinned):
+        raise UsageError(f"--sha256 {pinned!r} is no SHA-256: needs the 64 hexadecimal digits that the export printed.")
+    if pinned and layers:
+        raise UsageError("--by-layer hashes nothing: check with --sha256 first, then without.")
     if layers:
         _check_by_layer(bundle, weights, as_json)
         return
 
     with quiet_libraries():
-        found = checking.check(bundle, backend, **({"compute": compute} if compute else {}))
+        found = checking.check(bundle, backend, pinned=pinned, **({"compute": compute} if compute else {}))
     if as_json:
         say(json.dumps(_as_json(bundle, found), indent=2, allow_nan=False))
     else:

@@ -12,7 +12,7 @@ import click
 
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.options import BACKENDS
-from ropevit_export.cli.terminal import add_row, say, show
+from ropevit_export.cli.terminal import add_row, counted, say, show
 from ropevit_export.machine.process import quiet_libraries
 from ropevit_export.values import Resolution
 
@@ -37,19 +37,14 @@ def evaluate(
     skip_unreadable: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Accuracy of a bundle's graphs beside PyTorch's, on the same images."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from ropevit_export.verbs import evaluate as evaluating
 
     resolution = Resolution.parse(res) if res else None
-    columns = (*Progress.get_default_columns()[:3], MofNCompleteColumn(), TimeRemainingColumn())
-    with quiet_libraries(), Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
-        task = bar.add_task("images")
+    with quiet_libraries(), counted("images", quiet=quiet) as progress:
         rows = evaluating.evaluate(
             bundle, data, weights=weights, backend=backend, resolution=resolution, limit=limit,
             skip_unreadable=skip_unreadable,
-            progress=lambda done, count: bar.update(task, completed=done, total=count),
+            progress=progress,
         )  # fmt: skip
     if rows and rows[0].unreadable:
         say(f"{rows[0].unreadable} pictures of --data can't be read and are left out", err=True)

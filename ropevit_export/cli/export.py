@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ropevit_export.cli import recipes
-from ropevit_export.cli.options import ENGINES, channels, crop, list_of, one, target, window
+from ropevit_export.cli.options import ENGINES, channels, crop, list_of, model_names, one, target, window
 from ropevit_export.cli.terminal import add_row, progress_bar, say, show
 from ropevit_export.errors import UsageError
 from ropevit_export.formats import IO_PRECISIONS, PRECISIONS
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME",
     callback=list_of(str),
+    shell_complete=model_names,
     help="Official, short or timm name, or a repository of the hub; `ropevit-export models` lists them.",
 )
 @click.option(
@@ -122,7 +123,7 @@ if TYPE_CHECKING:
     callback=list_of(target),
     help="Compute capabilities an engine must run on, such as 86,89,120.  [default: all but 75]",
 )
-@click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Most scratch memory a kernel may take.")
+@click.option("--workspace", type=click.IntRange(1, 2**20), metavar="MB", help="Most scratch memory a kernel may take.")
 @click.option(
     "--hardware-compatibility",
     type=click.Choice(["none", "ampere-plus", "same-cc"]),
@@ -292,6 +293,7 @@ def _with_transform(model: ModelSpec, **changes: Any) -> ModelSpec:
 def _export(options: Mapping[str, Any]) -> None:
     request, quiet = _request(options), options["quiet"]
     from ropevit_export import pipeline, planning
+    from ropevit_export.bundle import manifest
 
     with quiet_libraries(), progress_bar(planning.stage_count(request), quiet=quiet) as progress:
         bundle = pipeline.export(
@@ -300,9 +302,8 @@ def _export(options: Mapping[str, Any]) -> None:
     for choice in bundle.manifest.choices:
         say(choice, err=True)
     if options["as_json"]:
-        say(
-            json.dumps({"bundle": str(bundle.path), "remark": bundle.remark, **bundle.manifest.model_dump(mode="json")})
-        )
+        of_the_call = {"bundle": str(bundle.path), "remark": bundle.remark, "sha256": manifest.digest(bundle.path)}
+        say(json.dumps({**of_the_call, **bundle.manifest.model_dump(mode="json")}))
     else:
         _print_summary(bundle)
 
@@ -310,6 +311,7 @@ def _export(options: Mapping[str, Any]) -> None:
 def _print_summary(bundle: Bundle) -> None:
     from rich.table import Table
 
+    from ropevit_export.bundle.manifest import digest
     from ropevit_export.bundle.report import UNTRAINED
 
     manifest = bundle.manifest
@@ -332,4 +334,5 @@ def _print_summary(bundle: Bundle) -> None:
     show(table, 120)
     if bundle.remark:
         say(bundle.remark)
+    say(f"manifest.json, which has every file's hash, has SHA-256 {digest(bundle.path)}: check --sha256 pins it")
     say(f"{bundle.path}" + ("" if manifest.weights.trained else f"  {UNTRAINED}"))

@@ -38,6 +38,8 @@ def inspect(bundle: Path, gpu: str | None, largest: int, as_json: bool) -> None:
         _print_graphs(found.graphs)
     for engine in found.engines:
         _print_engine(engine)
+    if found.sha256:
+        say(f"manifest.json has SHA-256 {found.sha256}")
 
 
 def _print_graphs(graphs: Iterable[GraphReport]) -> None:

@@ -8,6 +8,7 @@ import json
 import click
 
 from ropevit_export.cli.export import cli
+from ropevit_export.cli.options import model_names
 from ropevit_export.cli.terminal import say
 from ropevit_export.errors import UsageError
 from ropevit_export.models.spec import ModelSpec
@@ -15,7 +16,7 @@ from ropevit_export.models.zoo import EXAMPLES, FAMILIES, find_model
 
 
 @cli.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=model_names)
 @click.option("--family", metavar="TEXT", help="Only families whose name has this in it, such as dino.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 def models(name: str | None, family: str | None, as_json: bool) -> None:

@@ -36,6 +36,15 @@ def list_of(
     return callback
 
 
+def model_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """For a shell's completion: every name of a model that goes on so; of several by commas the last one's."""
+    from ropevit_export.models import zoo
+
+    before, comma, last = incomplete.rpartition(",")
+    names = {name for spec in (*zoo.MODELS, *zoo.EXAMPLES) for name in (spec.short, spec.name, spec.timm) if name}
+    return sorted(f"{before}{comma}{name}" for name in names if name.startswith(last))
+
+
 def one(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], Any]:
     """A callback for an option that is given once."""
     return lambda ctx, param, value: value if value is None else parse(value)

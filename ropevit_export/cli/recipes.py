@@ -14,9 +14,10 @@ from typing import Any
 import click
 
 from ropevit_export.errors import RecipeError, UsageError
+from ropevit_export.machine import files
 
 # Options of one call, which say nothing of what is built.
-OF_THE_CALL = ("recipe", "matrix", "jobs", "ray", "out", "force", "cache", "as_json", "quiet", "version")
+OF_THE_CALL = ("recipe", "matrix", "jobs", "ray", "out", "force", "cache", "as_json", "quiet", "verbose", "version")
 
 
 def options(ctx: click.Context, recipe: Path | None) -> dict[str, Any]:
@@ -44,11 +45,13 @@ def options(ctx: click.Context, recipe: Path | None) -> dict[str, Any]:
 
 def _read(recipe: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(recipe.read_text(encoding="utf-8"))
+        return tomllib.loads(files.read(recipe, most=files.MB).decode())
     except OSError as error:
         raise RecipeError(f"no recipe at {recipe}: {error.strerror or error}; --recipe needs a TOML file.") from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are of it
         raise UsageError(f"{recipe} is not TOML: {error}.") from error
+    except RecursionError as error:
+        raise UsageError(f"{recipe} is not a recipe: its lists lie too deep in one another.") from error
 
 
 def _converted(ctx: click.Context, param: click.Parameter, value: object) -> Any:
@@ -60,6 +63,8 @@ def _converted(ctx: click.Context, param: click.Parameter, value: object) -> Any
         raw = value
     else:
         many = isinstance(value, list)
+        if value == []:
+            raise UsageError("an empty list chooses nothing: name one, or leave the line out.")
         texts = [_text(each) for each in (value if isinstance(value, list) else [value])]
         if many and not param.multiple:
             raise UsageError(f"{value!r} is a list, but only one can be given.")

@@ -8,17 +8,40 @@ import logging
 import sys
 import time
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import click
 
+from ropevit_export.errors import UsageError
 from ropevit_export.machine.process import Interrupted
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _SELDOM = 30.0  # seconds between lines of progress where there is no terminal
+
+
+_VERBOSE = "ropevit_export.verbose"
+
+
+def verbose_option() -> click.Option:
+    """`-v`, of every command."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        ctx.meta[_VERBOSE] = value
+
+    return click.Option(
+        ("--verbose", "-v"), is_flag=True, expose_value=False, callback=keep,
+        help="Say on stderr what each pass does and what libraries warn of; of an error where it comes from.",
+    )  # fmt: skip
+
+
+def is_verbose() -> bool:
+    """Whether the command that runs now was asked to be."""
+    ctx = click.get_current_context(silent=True)
+    return bool(ctx is not None and ctx.meta.get(_VERBOSE))
 
 
 @contextlib.contextmanager
@@ -29,6 +52,8 @@ def progress_bar(stages: int | None, *, quiet: bool) -> Iterator[Callable[[str],
     from rich.markup import escape
     from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
+    if quiet and is_verbose():
+        raise UsageError("--quiet and --verbose exclude each other: leave one out.")
     console = Console(stderr=True, quiet=quiet)
     log = logging.getLogger("ropevit_export")
     if quiet or not console.is_terminal:
@@ -36,9 +61,12 @@ def progress_bar(stages: int | None, *, quiet: bool) -> Iterator[Callable[[str],
     else:
         handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     handler.addFilter(_Printable())
-    handler.setLevel(logging.WARNING if quiet else logging.INFO)
+    level = logging.DEBUG if is_verbose() else logging.INFO
+    handler.setLevel(logging.WARNING if quiet else level)
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(level)
+    if is_verbose():
+        warnings.simplefilter("default")  # until `quiet_libraries` ends
     try:
         with Progress(
             SpinnerColumn(), *Progress.get_default_columns()[:2], TimeElapsedColumn(), console=console, transient=True,

@@ -13,6 +13,7 @@ from PIL import Image
 from ropevit_export.errors import InputError
 from ropevit_export.images.files import BUILT_IN, DIGITS_FOLDER, image_files, opened, readable, unreadable
 from ropevit_export.images.preprocess import crop, normalise
+from ropevit_export.machine import files
 from ropevit_export.models.spec import Preprocess
 from ropevit_export.values import IoSpec, Resolution
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # More change ranges little: minimum and maximum of a few dozen images are those of the job.
 MOST = 64
+_MOST_BYTES = files.GB  # of one picture's file
 
 
 def pictures(calib: str, *, skip_unreadable: bool = False) -> list[Callable[[], Image.Image]]:
@@ -43,16 +45,16 @@ def sha256(calib: str) -> str:
     """Of what ranges are measured on; of the packaged images "", they change with the package only."""
     digest = hashlib.sha256()
     for path in [] if calib == BUILT_IN else _chosen(calib):
-        digest.update(path.read_bytes())
+        digest.update(files.read(path, most=_MOST_BYTES))
     return "" if calib == BUILT_IN else digest.hexdigest()
 
 
 def _chosen(calib: str) -> list[Path]:
     root = Path(calib).expanduser()
-    files = image_files(root)
-    if not files:
+    found = image_files(root)
+    if not found:
         raise InputError(f"--calib {root} holds no images: needs a folder with some dozens of the job's own.")
-    return [files[index] for index in np.unique(np.linspace(0, len(files) - 1, min(MOST, len(files))).astype(int))]
+    return [found[index] for index in np.unique(np.linspace(0, len(found) - 1, min(MOST, len(found))).astype(int))]
 
 
 def feeds(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from ropevit_export.errors import InputError, first_line
+from ropevit_export.machine import files
 
 # What `--data` and `--calib` call the images in this package.
 BUILT_IN = "digits"
 DIGITS_FOLDER = Path(__file__).parents[1] / "models" / "digits"
+# Of a picture; PIL draws its own line at twice 89 million.
+MOST_PIXELS = 178_000_000
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -23,10 +27,24 @@ def image_files(folder: Path) -> list[Path]:
 def opened(path: Path) -> Image.Image:
     """In RGB; raises InputError."""
     try:
-        with Image.open(path) as image:
+        with files.regular(path) as stream, Image.open(stream) as image:
+            _require_room(image)
             return rgb(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL's readers raise
-        raise InputError(f"{path} can't be read as an image: {error}.") from error
+    except Exception as error:  # PIL's readers raise what damage leads them to: struct.error, IndexError, bombs
+        raise InputError(f"{path} can't be read as an image: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    # PIL names the stream by a number that is another at every run.
+    return re.sub(r" <_io\.\w+ name=\d+>", "", first_line(said)).rstrip(".")
+
+
+def _require_room(image: Image.Image) -> None:
+    """Raises InputError for a picture that would take gigabytes, whatever its file's size is."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise InputError(f"it has {width}x{height} pixels, more than {MOST_PIXELS / 1e6:.0f} million")
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -36,28 +54,29 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def unreadable(files: Iterable[Path]) -> dict[Path, str]:
+def unreadable(pictures: Iterable[Path]) -> dict[Path, str]:
     """Of pictures those that can't be read, and why. Each is decoded, a JPEG at an eighth of its size."""
     out = {}
-    for path in files:
+    for path in pictures:
         try:
-            with Image.open(path) as image:
+            with files.regular(path) as stream, Image.open(stream) as image:
+                _require_room(image)
                 image.draft("RGB", (1, 1))
                 rgb(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, InputError) as error:
-            out[path] = first_line(error)
+        except Exception as error:
+            out[path] = _reason(error)
     return out
 
 
-def readable(files: Sequence[Path], option: str, *, skip: bool) -> list[Path]:
+def readable(pictures: Sequence[Path], option: str, *, skip: bool) -> list[Path]:
     """Those that can be read. Raises InputError for one that can't, unless they are to be left out, and for none."""
-    faults = unreadable(files)
+    faults = unreadable(pictures)
     if faults and not skip:
         path, reason = next(iter(faults.items()))
         raise InputError(
-            f"{len(faults)} of {len(files)} pictures of {option} can't be read, such as {path}: {reason.rstrip('.')}. "
+            f"{len(faults)} of {len(pictures)} pictures of {option} can't be read, such as {path}: {reason}. "
             "Replace them, or leave them out with --skip-unreadable."
         )
-    if faults and len(faults) == len(files):
-        raise InputError(f"none of the {len(files)} pictures of {option} can be read: needs others.")
-    return [path for path in files if path not in faults]
+    if faults and len(faults) == len(pictures):
+        raise InputError(f"none of the {len(pictures)} pictures of {option} can be read: needs others.")
+    return [path for path in pictures if path not in faults]

@@ -10,7 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from ropevit_export.errors import BundleError
+from ropevit_export.errors import BundleError, first_line
+from ropevit_export.machine.files import require_regular
 from ropevit_export.passes import operators
 from ropevit_export.passes.places import places
 
@@ -43,10 +44,12 @@ class SizedGraph:
 def read(path: Path, inputs: Mapping[str, tuple[int, ...]]) -> SizedGraph:
     """`inputs`: the shape of every graph input. Weights are not loaded. Raises BundleError."""
     try:
+        require_regular(path.stat(), path)
         model = ir.load(path)
     except Exception as error:  # protobuf's and the file system's, of many kinds
-        raise BundleError(f"{path} is not an ONNX file that can be read: {error}.") from error
+        raise BundleError(f"{path} is not an ONNX file that can be read: {first_line(error)}.") from error
     graph = model.graph
+    _require_inputs(path, graph, inputs)
     for node in graph:
         for value in node.outputs:
             value.shape = None
@@ -65,6 +68,19 @@ def read(path: Path, inputs: Mapping[str, tuple[int, ...]]) -> SizedGraph:
             if (shape := _shape(value)) is not None and not _constant(value)
         )
     return SizedGraph(nodes=len(graph), flops=flops, attentions=_attentions(graph), shapes=shapes)
+
+
+def _require_inputs(path: Path, graph: ir.Graph, inputs: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise BundleError for a graph that is not the manifest's, or has operators that nobody here knows."""
+    if not len(graph) or {value.name for value in graph.inputs} != inputs.keys():
+        found = ", ".join(value.name or "?" for value in graph.inputs) or "none"
+        raise BundleError(
+            f"{path} is another graph than its manifest says: {len(graph)} nodes, inputs {found}, where the manifest "
+            f"has {', '.join(inputs)}."
+        )
+    strangers = sorted({f"{node.domain}.{node.op_type}" for node in graph if node.domain not in _DOMAINS})
+    if strangers:
+        raise BundleError(f"{path} has operators that no runtime here knows: {', '.join(strangers[:3])}.")
 
 
 def named(path: Path) -> NamedNodes:
@@ -120,6 +136,8 @@ def _split(shape: tuple[int, ...], heads: int) -> tuple[int, ...]:
     return batch, heads, tokens, channels // heads
 
 
+# ONNX's own, and ONNX Runtime's.
+_DOMAINS = ("", "ai.onnx", operators.DOMAIN)
 _FLOPS = {"MatMul": _matmul, "DynamicQuantizeMatMul": _matmul, "Gemm": _gemm, "Conv": _conv}
 _FLOPS |= {"Attention": _attention, "MultiHeadAttention": _attention}
 

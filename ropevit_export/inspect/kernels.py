@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ropevit_export.errors import BundleError
+from ropevit_export.errors import BundleError, first_line
 from ropevit_export.formats import FORMATS
+from ropevit_export.machine import files
 
+# A report of 10,000 kernels has 20 MB; no tensor of an engine has more than 2^31 numbers along an axis.
+_LARGEST, _LARGEST_EXTENT = 256 * files.MB, 2**31
 # Our name of a number format and the bytes of a value, by the builder's name.
 _FORMATS = {each.report: (each.name, each.bytes) for each in FORMATS.values()}
 # Kernels that multiply; generated ones only move and combine, apart from fused attention.
@@ -114,11 +117,17 @@ def of_layers(layers: Iterable[Mapping[str, Any]]) -> tuple[Kernel, ...]:
 def read(path: Path) -> tuple[Kernel, ...]:
     """Of the report that lies beside an engine; raises BundleError."""
     try:
-        return of_layers(json.loads(path.read_text("utf-8"))["layers"])
+        found = of_layers(json.loads(files.read(path, most=_LARGEST))["layers"])
     except OSError as error:
-        raise BundleError(f"can't read the layer report {path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is not a layer report of this package: {error}.") from error
+        raise BundleError(f"can't read the layer report {path}: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(f"{path} is not a layer report of this package: {first_line(error)}.") from error
+    for kernel in found:
+        for tensor in kernel.tensors:
+            for extent in tensor.shape:
+                if not isinstance(extent, str) and not (type(extent) is int and 0 <= extent <= _LARGEST_EXTENT):
+                    raise BundleError(f"{path} is not a layer report of this package: an extent of {extent!r}.")
+    return found
 
 
 def by_profile(kernels: Iterable[Kernel]) -> tuple[tuple[Kernel, ...], ...]:

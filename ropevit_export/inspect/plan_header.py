@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from ropevit_export.errors import BundleError
-from ropevit_export.machine import gpu
+from ropevit_export.machine import files, gpu
 
 Runtime = Literal["tensorrt-rtx", "tensorrt"]
 Version = tuple[int, ...]
@@ -48,11 +48,11 @@ class PlanHeader:
 def read(path: Path) -> PlanHeader:
     """Raises BundleError for a file that is no engine, not whole, or laid out as no engine known here."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
+        with files.regular(path) as stream:
+            size = path.stat().st_size
             start = stream.read(max(_BYTES.values()))
     except OSError as error:
-        raise BundleError(f"can't read the engine {path}: {error.strerror}.") from error
+        raise BundleError(f"can't read the engine {path}: {error.strerror or error}.") from error
     runtime = _TAGS.get(start[:4])
     if runtime is None:
         raise BundleError(f"{path} is no TensorRT engine: it {_looks_like(start)}.")

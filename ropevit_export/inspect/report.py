@@ -87,9 +87,12 @@ class EngineReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanReport:
+    """`sha256`: of a bundle's manifest, which has every other file's; None of a bare file."""
+
     path: str
     graphs: tuple[GraphReport, ...]
     engines: tuple[EngineReport, ...]
+    sha256: str | None = None
 
 
 Capability = Callable[[], str | None]
@@ -111,6 +114,7 @@ def inspect(
         path=str(path),
         graphs=tuple(_graph(path, listed, each) for each in onnx),
         engines=tuple(_engine(path, listed, each, wanted, largest, capability) for each in engines),
+        sha256=manifest.digest(path),
     )
 
 

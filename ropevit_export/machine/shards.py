@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ropevit_export.errors import CheckpointError
+from ropevit_export.machine import files
 from ropevit_export.machine.files import sha256
 
 # What a folder is searched for, in the order in which transformers takes them.
@@ -56,8 +57,8 @@ def is_index(path: Path) -> bool:
 def weight_map(index: Path) -> dict[str, str]:
     """By a tensor's name the name of the shard that holds it, a file beside the index."""
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(files.read(index, most=64 * files.MB))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{index} can't be read as an index of shards, it is no JSON: {error}") from error
     listed = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(listed, dict) or not listed or not all(_is_file_name(name) for name in listed.values()):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropevit_export.backends.select import checkers, form
-from ropevit_export.bundle import golden, manifest
+from ropevit_export.bundle import facts, golden, manifest
 from ropevit_export.errors import BackendError, BundleError
 from ropevit_export.machine.files import sha256
 from ropevit_export.parity.compare import ParityReport
@@ -20,6 +21,7 @@ from ropevit_export.values import Dim, IoSpec, Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Runner
+    from ropevit_export.values import Array
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,17 +38,31 @@ class Checked:
         return [each.sentence() for each in self.reports]
 
 
-def check(bundle: Path, backend: str | None = None, **options: Any) -> list[Checked]:
-    """Hash every file, then run the artifacts on the golden inputs: all that this machine can run, or a backend's, with
-    its options.
+def check(bundle: Path, backend: str | None = None, *, pinned: str | None = None, **options: Any) -> list[Checked]:
+    """Hash every file, compare the manifest with what its graphs carry, then run the artifacts on the golden inputs:
+    all that this machine can run, or a backend's, with its options. `pinned`: the manifest's SHA-256, as it was when
+    the bundle was made.
 
-    Raises BundleError for a file that is not as listed and where the bundle holds nothing for the backend; BackendError
-    for an artifact that was loaded and fails to run, and for a graph that ONNX Runtime does not load.
+    Raises BundleError for a file that is not as listed, for a manifest that is not its graphs', and where the bundle
+    holds nothing for the backend; BackendError for an artifact that was loaded and fails to run, and for a graph that
+    ONNX Runtime does not load.
     """
+    if pinned is not None:
+        _require_pinned(bundle, pinned)
     listed = manifest.read(bundle)
     _check_files(bundle, listed)
+    facts.require_same(bundle, listed, {name: dataclasses.asdict(each) for name, each in TOLERANCES.items()})
     chosen = listed.artifacts if backend is None else _of_backend(bundle, listed, backend)
     return [_checked(bundle, listed, artifact, backend, options) for artifact in chosen]
+
+
+def _require_pinned(bundle: Path, pinned: str) -> None:
+    found = manifest.digest(bundle)
+    if found != pinned.lower():
+        raise BundleError(
+            f"{bundle / manifest.MANIFEST} has SHA-256 {found}, --sha256 pins {pinned}: it is another bundle, or was "
+            "changed."
+        )
 
 
 def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
@@ -54,9 +70,12 @@ def _check_files(bundle: Path, listed: manifest.Manifest) -> None:
     for name, wanted in dict(listed.all_files()).items():
         path = bundle / name
         known.add(name)
-        if not path.is_file():
-            raise BundleError(f"{bundle} lacks {name}, which its manifest lists: copy the whole folder.")
-        found = sha256(path)
+        try:
+            found = sha256(path)
+        except FileNotFoundError as error:
+            raise BundleError(f"{bundle} lacks {name}, which its manifest lists: copy the whole folder.") from error
+        except OSError as error:
+            raise BundleError(f"can't read {path}: {error.strerror or error}.") from error
         if found != wanted:
             raise BundleError(
                 f"{path} has SHA-256 {found[:12]}…, the manifest says {wanted[:12]}…: it was changed or damaged."
@@ -133,5 +152,18 @@ def _io(listed: manifest.Manifest, artifact: manifest.ArtifactEntry, size: Resol
 
 
 def _sample(bundle: Path, artifact: manifest.ArtifactEntry, size: Resolution) -> Sample:
-    images, expected = golden.read(bundle / golden.name(size), [output.name for output in artifact.outputs])
+    path = bundle / golden.name(size)
+    images, expected = golden.read(path, [output.name for output in artifact.outputs])
+    _require_size(path, images, artifact.inputs[0], size)
     return Sample(resolution=size, images=images, host=host_inputs(bundle, artifact)(size), expected=expected)
+
+
+def _require_size(path: Path, images: Array, image: manifest.TensorEntry, size: Resolution) -> None:
+    """Raise BundleError for images that the graph's input does not take."""
+    sides = {"height": size.height, "width": size.width}
+    wanted = tuple(sides.get(str(extent), extent) for extent in image.shape[1:])
+    if images.shape[1:] != wanted or images.dtype.name != image.dtype:
+        raise BundleError(
+            f"{path} is not a golden file of this bundle: its images are of shape {images.shape}, {images.dtype}; the "
+            f"graph takes {image.dtype} of {wanted} each."
+        )

@@ -41,6 +41,7 @@ typedef struct ropevit_options {
   const char* library; /* the runtime's shared library */
   const char* device;  /* of OpenVINO, or the number of the GPU */
   int32_t threads;     /* that one run is spread over on a CPU */
+  const char* compute; /* in OpenVINO: f32 or bf16 */
 } ropevit_options;
 
 /* 8 bits a channel, three channels a pixel, row by row. */

@@ -132,6 +132,9 @@ struct Options {
   int threads = 0;
   // Which device of OpenVINO, or the number of the GPU. Empty: CPU, or the first.
   std::string device;
+  // openvino: what floating-point parts are computed in, f32 or bf16, which the device must have. Empty: what the
+  // graph's precision says.
+  std::string compute;
   // onnxruntime-cuda: the cudaStream_t that all work is put in; needed for `Model::on_device`.
   void* stream = nullptr;
 };
