@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ropevit_export.bundle import onnx_file
 from ropevit_export.errors import BackendError
 from ropevit_export.inspect import census
 from ropevit_export.passes.precision import POLICIES, Policy
-from ropevit_export.trace.export import trace
+from ropevit_export.trace.export import trace, trace_dynamic
 from ropevit_export.values import Precision
 from tests.conftest import Case
 
@@ -48,6 +49,22 @@ def test_products_run_in_what_was_asked_but_for_what_the_policy_keeps(
     assert found.counts[precision].products == PRODUCTS - kept
     assert sum(count.products for count in found.counts.values()) == PRODUCTS == len(wanted)
     assert list(wanted.values()).count({"fp32"}) == (PRODUCTS if precision == "fp32" else kept)
+
+
+@pytest.mark.parametrize(("precision", "kept"), [("fp16", 0), ("bf16", 2)])
+def test_what_an_embedding_is_resized_by_is_float32_and_no_fault(
+    case: Make, precision: Precision, kept: int, tmp_path: Path
+) -> None:
+    """Matrices made from the size alone; what they give meets the image rounded."""
+    each = case("rope_mixed_ape_deit_small", "64")
+    io = dataclasses.replace(each.io(), rope="dynamic")
+    graph = passes.run(trace_dynamic(each.spec, each.weights, each.factors(each.resolution), io), precision)
+    path = tmp_path / "model.onnx"
+    onnx_file.write(graph, path, onnx_file.WeightFile(path=path.with_suffix(".data")), {"model": "test"})
+    found, wanted = census.of_graph(path, precision)
+    found.require("model", precision)
+    assert found.counts[precision].products == PRODUCTS - kept
+    assert found.counts["fp32"].products == list(wanted.values()).count({"fp32"}) > kept
 
 
 @pytest.mark.parametrize(
