@@ -240,7 +240,7 @@ def test_half_precision_attention_is_fused_in_every_block(
     assert plan.files[0].stat().st_size > sum(tensor.numel() * 2 for tensor in each.sized.tensors.values()) * 0.9
 
 
-@pytest.mark.parametrize("rope", ["dynamic", "inputs"])
+@pytest.mark.parametrize("rope", ["dynamic", pytest.param("inputs", marks=pytest.mark.slow)])
 def test_every_profile_of_one_engine_has_its_own_fused_attention(
     case: Make, rope: RopeMode, rtx: TensorRtRtx, tmp_path: Path
 ) -> None:
@@ -254,7 +254,8 @@ def test_every_profile_of_one_engine_has_its_own_fused_attention(
 
 
 @pytest.mark.parametrize(
-    "model", ["dinov3_small_plus", "rope_mixed_deit_small", pytest.param("dinov3_small", marks=pytest.mark.slow)]
+    "model",
+    ["rope_mixed_deit_small", *(pytest.param(f"dinov3_small{end}", marks=pytest.mark.slow) for end in ("", "_plus"))],
 )
 def test_half_precision_moves_less_than_the_plain_export(
     case: Make, model: str, rtx: TensorRtRtx, tmp_path: Path

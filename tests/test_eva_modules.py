@@ -63,7 +63,12 @@ def test_there_are_sixty_names() -> None:
     assert len(names - plain) == 60
 
 
-@pytest.mark.parametrize("spec", ROTARY, ids=lambda spec: spec.short)
+@pytest.mark.parametrize(
+    "spec",
+    # Large ones take seconds each.
+    [pytest.param(each, marks=pytest.mark.slow if each.dims[-1] > 768 else ()) for each in ROTARY],
+    ids=lambda spec: spec.short,
+)
 def test_parameters_and_switches_are_timms(spec: ModelSpec) -> None:
     """On `meta`, all 60 names whole: names, shapes and count of parameters, and every switch that a module shows."""
     with torch.device("meta"):

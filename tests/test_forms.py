@@ -138,8 +138,15 @@ def export(model: str, out: Path, *options: str) -> int:
 
 
 @pytest.mark.usefixtures("shallow")
-@pytest.mark.parametrize("rope", ["dynamic", "inputs"])
-@pytest.mark.parametrize("model", ["dinov3_small", "rope_mixed_deit_small"])
+@pytest.mark.parametrize(
+    ("model", "rope"),
+    [
+        ("rope_mixed_deit_small", "dynamic"),
+        pytest.param("rope_mixed_deit_small", "inputs", marks=pytest.mark.slow),
+        pytest.param("dinov3_small", "dynamic", marks=pytest.mark.slow),
+        pytest.param("dinov3_small", "inputs", marks=pytest.mark.slow),
+    ],
+)
 def test_graphs_of_any_size_have_the_forms_too(model: str, rope: str, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     assert export(model, out, "--res", "96x64,64x96", "--rope", rope, "--batch", "1:1:2", "--engine", "openvino") == 0

@@ -76,6 +76,7 @@ def killed(folder: Path, signum: signal.Signals) -> tuple[int, str]:
     return process.returncode, "\n".join(err.splitlines()[-1:])
 
 
+@pytest.mark.slow
 def test_a_killed_matrix_goes_on_where_it_was(tmp_path: Path, built: Path) -> None:
     """The first bundle is there before; none of three runs may touch it."""
     many = tmp_path / "many"

@@ -103,7 +103,7 @@ def test_features_are_the_references(case: Make, model: str, output: str, tmp_pa
     np.testing.assert_allclose(ours, each.theirs[:1], atol=5e-5)
 
 
-@pytest.mark.parametrize("model", ["rope_axial_deit_small", "swin_tiny"])
+@pytest.mark.parametrize("model", ["rope_axial_deit_small", pytest.param("swin_tiny", marks=pytest.mark.slow)])
 def test_a_dynamic_batch_takes_any_size(case: Make, model: str, tmp_path: Path) -> None:
     each = case(model, "64")
     exported(each, tmp_path / "model.onnx", batch=Dim(min=1, opt=2, max=8))
@@ -145,7 +145,7 @@ def filled(case: Case, resolution: Resolution) -> dict[str, np.ndarray]:
     [
         ("rope_axial_deit_small", "dynamic"),
         ("rope_mixed_ape_deit_small", "dynamic"),
-        ("deit_small", "dynamic"),
+        pytest.param("deit_small", "dynamic", marks=pytest.mark.slow),
         ("rope_mixed_ape_deit_small", "inputs"),
     ],
 )
