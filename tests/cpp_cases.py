@@ -147,9 +147,10 @@ def _write_positions(bundle: Path, folder: Path) -> None:
     dynamic, formats = artifact.dynamic, {each.name: np.dtype(each.dtype) for each in artifact.inputs}
     assert dynamic is not None
     assert dynamic.patch
-    parts = positions.read(bundle / positions.NAME, (dynamic.max[0] // dynamic.patch, dynamic.max[1] // dynamic.patch))
+    rows_most, columns_most = (side // dynamic.patch for side in dynamic.max)
+    parts = positions.read(bundle / positions.NAME, (rows_most, columns_most))
     folder.mkdir()
-    for rows, columns in itertools.product(*(range(1, side // dynamic.patch + 1) for side in dynamic.max)):
+    for rows, columns in itertools.product(range(1, rows_most + 1), range(1, columns_most + 1)):
         filled = inputs.fill(parts, rows, columns, dynamic.prefix)
         save_file(
             {name: each.astype(formats[name]) for name, each in filled.items()},

@@ -41,6 +41,7 @@ NOT_RUN = {
     "docs/benchmarks.md": ["a GPU"],
     "docs/getting-started.md": ["a fresh virtual environment", "the weights' hub"],
     "docs/running.md": ["a GPU"],
+    "docs/serving.md": ["Triton", "Ray", "that service"],
 }
 RUN = {"sh": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
 LANGUAGES = {*RUN, "text", "cpp", "", "{toctree}", "{click}", "{eval-rst}"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +74,32 @@ def test_the_models_files_run_where_they_are(digits: Path, written: Path, size: 
     images, expected = golden.read(digits / f"golden-{size}.safetensors", ["logits"])
     np.testing.assert_array_equal(warm[0], images[0])
     np.testing.assert_allclose(session.run(["logits"], {"image": warm})[0], expected["logits"][:1], atol=1e-4)
+
+
+ALONE = """
+import sys
+sys.modules["ropevit_export"] = None
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from ropevit_preprocess.images.preprocess import crop, normalise
+from ropevit_preprocess.models.spec import Preprocess
+from ropevit_preprocess.values import Resolution
+import json
+facts = json.loads(Path(sys.argv[1], "preprocess.json").read_text())
+preprocess, size = Preprocess(**facts["preprocess"]), Resolution(**facts["size"])
+np.save(sys.argv[3], normalise(crop(Image.open(sys.argv[2]), preprocess, size), preprocess))
+"""
+
+
+def test_the_copied_preprocessing_needs_nothing_of_this_package(digits: Path, written: Path, tmp_path: Path) -> None:
+    """What the server's Python imports, and that it gives the golden file's pictures to the bit."""
+    version, made = written / "models" / f"{NAME}-32-prepare" / "1", tmp_path / "made.npy"
+    command = [sys.executable, "-c", ALONE, str(version), str(PHOTOS[0]), str(made)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(made), golden.read(digits / "golden-32.safetensors", ["logits"])[0][1])
 
 
 def test_tritonclients_own_message_reads_every_configuration(digits: Path, written: Path, tmp_path: Path) -> None:

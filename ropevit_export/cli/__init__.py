@@ -14,6 +14,7 @@ from ropevit_export.cli import (  # noqa: F401 - they register verbs
     check,
     completion,
     cpp_example,
+    deepstream,
     doctor,
     evaluate,
     inspect,

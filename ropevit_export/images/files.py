@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def opened(path: Path) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return first_line(said).rstrip(".")
+    # PIL names the stream by a number that is another at every run.
+    return re.sub(r" <_io\.\w+ name=\d+>", "", first_line(said)).rstrip(".")
 
 
 def _require_room(image: Image.Image) -> None:

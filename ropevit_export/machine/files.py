@@ -181,8 +181,13 @@ def without_links(model: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         for each in parts:
             real = Path(folder) / each.name
-            try:
-                os.link(each.resolve(), real)
-            except OSError:  # on another filesystem
-                shutil.copyfile(each, real)
+            link(each, real)
         yield Path(folder) / model.name
+
+
+def link(source: Path, target: Path) -> None:
+    """The same bytes under a second name, without a copy where the filesystem can: weights are large."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # on another filesystem
+        shutil.copyfile(source, target)

@@ -8,9 +8,9 @@ DIR/kserve.yaml
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,6 +23,7 @@ import numpy as np
 from ropevit_export.backends.select import form
 from ropevit_export.bundle import golden, manifest
 from ropevit_export.errors import BundleError, UsageError
+from ropevit_export.machine.files import link
 from ropevit_export.models import labels
 from ropevit_export.values import Resolution
 from ropevit_export.verbs.triton import config
@@ -38,11 +39,8 @@ _BACKENDS = {
 }
 _KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
 _PACKAGE = Path(__file__).parents[2]
-# What `images.preprocess` needs of this package; the server runs the very same code, under another name.
-_PREPARING = (
-    "errors.py", "formats.py", "values.py", "models/__init__.py", "models/spec.py", "images/__init__.py",
-    "images/files.py", "images/preprocess.py",
-)  # fmt: skip
+# What the server prepares pictures with: the very same code, copied under another name.
+_PREPARING = "images/preprocess.py"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,15 +151,13 @@ def _write_model(bundle: Path, listed: manifest.Manifest, served: Served, folder
         shutil.copyfile(Path(__file__).with_name("runtime_model.py"), version / file)
         (version / "bundle").mkdir()
         for path in bundle.iterdir():
-            _link(path, version / "bundle" / path.name)
+            link(path, version / "bundle" / path.name)
     else:
         # The others keep their names: the graph refers to its weights by theirs.
-        _link(bundle / artifact.path, version / file)
+        link(bundle / artifact.path, version / file)
         for each in artifact.files:
             if each.kind in ("weights", "part"):
-                _link(
-                    bundle / each.path, version / (file.replace(".xml", ".bin") if each.kind == "part" else each.path)
-                )
+                link(bundle / each.path, version / (file.replace(".xml", ".bin") if each.kind == "part" else each.path))
     batch = _max_batch(artifact)
     message: dict[str, Value] = {
         "name": served.name,
@@ -245,12 +241,11 @@ def _write_prepare(
     version = folder / "1"
     version.mkdir(parents=True)
     shutil.copyfile(Path(__file__).with_name("preprocess_model.py"), version / "model.py")
-    package = version / "ropevit_preprocess"
-    for name in _PREPARING:
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        text = (_PACKAGE / name).read_text("utf-8").replace("from ropevit_export", "from ropevit_preprocess")
-        (package / name).write_text(text, "utf-8")
-    (package / "__init__.py").touch()
+    for name in ("__init__.py", *sorted(_with_imports(_PREPARING))):
+        copy = version / "ropevit_preprocess" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        text = (_PACKAGE / name).read_text("utf-8") if name != "__init__.py" else ""
+        copy.write_text(text.replace("from ropevit_export", "from ropevit_preprocess"), "utf-8")
     facts = {"preprocess": listed.preprocess.model_dump(), "size": dataclasses.asdict(size)}
     (version / "preprocess.json").write_text(json.dumps(facts), "utf-8")
     message: dict[str, Value] = {
@@ -262,6 +257,23 @@ def _write_prepare(
         "instance_group": [{"count": options.instances, "kind": Name("KIND_CPU")}],
     }
     (folder / "config.pbtxt").write_text(config.text(message), "utf-8")
+
+
+def _with_imports(name: str) -> set[str]:
+    """A file of this package and all that it imports from it, those for type checkers left out."""
+    found, todo = set(), [name]
+    while todo:
+        file = todo.pop()
+        if file in found:
+            continue
+        found.add(file)
+        todo += [f"{parent.as_posix()}/__init__.py" for parent in Path(file).parents if parent.name]
+        for node in ast.parse((_PACKAGE / file).read_text("utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == _PACKAGE.name:
+                module = "/".join((node.module or "").split(".")[1:])
+                named = [f"{module}.py", *(f"{module}/{alias.name}.py".lstrip("/") for alias in node.names)]
+                todo += [each for each in named if (_PACKAGE / each).is_file()]
+    return found
 
 
 def _write_ensemble(served: Served, folder: Path, prepare: str, batch: int, options: Options) -> None:
@@ -292,14 +304,6 @@ def _write_ensemble(served: Served, folder: Path, prepare: str, batch: int, opti
         },
     }
     (folder / "config.pbtxt").write_text(config.text(message), "utf-8")
-
-
-def _link(source: Path, target: Path) -> None:
-    """As a second name of the same bytes, where the filesystem can: weights are large."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _kserve(listed: manifest.Manifest, options: Options) -> str:
