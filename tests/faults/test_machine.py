@@ -165,6 +165,7 @@ def test_a_disk_that_takes_no_more(
 
 
 @pytest.mark.usefixtures("_stages_once")
+@pytest.mark.slow
 def test_what_a_killed_run_leaves_is_gone_after_the_next(place: Path, older: Path) -> None:
     """SIGKILL in the middle of the weights, of a process of its own."""
     code = """
