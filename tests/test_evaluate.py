@@ -124,7 +124,7 @@ def test_a_broken_image_is_named(digits: Path, folder: Path, run: Run) -> None:
     code, _, err = run("eval", digits, "--data", folder, "-q", "--res", "32")
     assert code == 1
     assert "error: 1 of 360 pictures of --data" in err
-    assert f"{first.name}'. Replace them, or leave them out with --skip-unreadable." in err
+    assert f"{first.name}: cannot identify image file. Replace them, or leave them out with --skip-unreadable." in err
 
 
 def test_features_have_no_accuracy(run: Run, tmp_path: Path) -> None:
