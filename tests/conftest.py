@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +56,6 @@ Array = npt.NDArray[np.float32]
 # Whether this CPU multiplies in bfloat16, without which OpenVINO refuses to.
 HAS_BFLOAT16 = bool({"avx512_bf16", "amx_bf16"} & set(hardware.cpu_features()))
 ONE = Dim(min=1, opt=1, max=1)
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """CI sets a time, in seconds since 1970, after which no slow test may begin."""
-    until = os.environ.get("SLOW_TESTS_UNTIL")
-    if until and item.get_closest_marker("slow") and time.time() > float(until):
-        pytest.skip("too late for a slow test: SLOW_TESTS_UNTIL is over")
 
 
 @pytest.fixture(autouse=True, scope="session")

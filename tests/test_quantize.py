@@ -95,7 +95,7 @@ def test_int8_answers_nearly_as_the_reference_in_both_forms(case: Make, model: s
     each = case(model, "64")
     both = quantized(each, "int8")
     assert both.onnxruntime is not None
-    # On a CPU without VNNI sums of attention's scores are cut at 16 bits, and those of linear layers in these sessions.
+    # On a CPU without VNNI sums of products may be cut at 16 bits in these sessions.
     least = 0.995 if hardware.cuts_8_bit_sums() else 0.998
     for graph in (both.engines, both.onnxruntime):
         ours = [infer(graph.model, image[None]) for image in each.images]

@@ -36,8 +36,8 @@ _REPORTED = {each.openvino: each.report for each in FORMATS.values()}
 class OpenVino:
     """A compiled graph. What it computes in is asked for and, because a device may do otherwise, read back.
 
-    compute   "f32" or "bf16": of what the graph has in floating point; default: what its precision says. "bf16" takes
-              about two thirds of the time on a CPU that has it, and float32's proof does not cover it
+    compute   "f32" or "bf16": of what the graph has in floating point; default: what its precision says. "bf16" is
+              faster on a CPU that has it, and float32's proof does not cover it
     threads   default: all cores
     streams   answers that are computed side by side, each by a part of the threads, where `run` is called by as many
     """
