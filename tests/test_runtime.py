@@ -146,3 +146,21 @@ def test_a_bundle_of_links_runs_as_it_does(bundle: Path, tmp_path: Path, backend
     images = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
     assert np.array_equal(load(linked, backend).run(images), load(bundle, backend).run(images))
     assert cli.run(["check", str(linked)]) == 0
+
+
+def test_a_signal_finds_its_stack_when_models_have_gone(bundle: Path) -> None:
+    """OpenVINO leaves a freed one where the older of two models goes first: in a process of its own, which may die."""
+    pytest.importorskip("openvino")
+    code = f"""
+import signal
+from pathlib import Path
+from ropevit_export.backends.openvino import OpenVino
+model = Path({str(bundle)!r}) / "model-32.onnx"
+older, newer = OpenVino(model), OpenVino(model)
+del older
+del newer
+signal.signal(signal.SIGINT, lambda number, frame: print("heard"))
+signal.raise_signal(signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -13,6 +13,7 @@ import numpy as np
 from ropevit_export.errors import BackendError, last_line
 from ropevit_export.formats import EIGHT_BITS, FORMATS
 from ropevit_export.machine.files import without_links
+from ropevit_export.machine.process import signal_stack_kept
 from ropevit_export.request import EngineSpec
 from ropevit_export.values import Form, Plan, Precision
 
@@ -63,7 +64,7 @@ class OpenVino:
             hints["INFERENCE_NUM_THREADS"] = str(threads)
         try:
             core = openvino.Core()
-            with without_links(model) as file:
+            with without_links(model) as file, signal_stack_kept():
                 self._compiled: Any = core.compile_model(str(file), device, hints)
             taken = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         except Exception as error:  # RuntimeError of several kinds
@@ -132,7 +133,8 @@ class OpenVinoBuilder:
         try:
             self._openvino.save_model(core.read_model(str(onnx)), str(path), compress_to_fp16=False)
             hint = {"INFERENCE_PRECISION_HINT": _COMPUTE[spec.precision]}
-            compiled = core.compile_model(str(path), "CPU", hint)
+            with signal_stack_kept():
+                compiled = core.compile_model(str(path), "CPU", hint)
         except Exception as error:  # RuntimeError of several kinds
             raise BackendError(f"OpenVINO failed to build {onnx.name}: {last_line(error)}") from error
         return Plan(

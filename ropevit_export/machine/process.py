@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import signal
 import sys
 import threading
@@ -58,6 +59,31 @@ def deferred() -> Iterator[None]:
             signal.signal(each, handler)
         if arrived:
             signal.raise_signal(arrived[0])
+
+
+class _SignalStack(ctypes.Structure):
+    """Linux's stack_t."""
+
+    _fields_ = (("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t))
+
+
+@contextlib.contextmanager
+def signal_stack_kept() -> Iterator[None]:
+    """Behind the block the thread has the stack for signal handlers that it had before.
+
+    For OpenVINO: each compiled model sets one of its own and, as it goes, the one it found. Of two models of which the
+    older one goes first that is freed memory, and the next signal, Ctrl-C too, ends the process by SIGSEGV.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, stack = ctypes.CDLL(None), _SignalStack()
+    known = libc.sigaltstack(None, ctypes.byref(stack)) == 0
+    try:
+        yield
+    finally:
+        if known:
+            libc.sigaltstack(ctypes.byref(stack), None)
 
 
 @contextlib.contextmanager

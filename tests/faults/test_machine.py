@@ -99,8 +99,6 @@ ON_A_DISK = {
 }
 
 
-# One run of the whole suite, and none of this folder alone, lost its process at the first signal.
-@pytest.mark.slow
 @pytest.mark.usefixtures("signals", "_stages_once")
 @pytest.mark.parametrize("row", [each for each in rows(MACHINE) if each.values[0].fault not in ON_A_DISK])  # type: ignore[attr-defined]
 def test_the_older_bundle_outlives_it(
