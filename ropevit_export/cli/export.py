@@ -334,5 +334,5 @@ def _print_summary(bundle: Bundle) -> None:
     show(table, 120)
     if bundle.remark:
         say(bundle.remark)
-    say(f"manifest.json, which has every file's hash, has SHA-256 {digest(bundle.path)}: check --sha256 pins it")
+    say(f"SHA-256 of the manifest, for check --sha256: {digest(bundle.path)}")
     say(f"{bundle.path}" + ("" if manifest.weights.trained else f"  {UNTRAINED}"))

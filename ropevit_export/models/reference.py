@@ -77,17 +77,25 @@ def rounded(model: Reference, precision: Precision) -> nn.Module:
 
 
 def batch_runner(
-    model: Reference, *, compiled: bool, device: str = "cpu", precision: Precision = "fp32"
+    model: Reference,
+    *,
+    compiled: bool,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    eight_bits: bool = False,
 ) -> Callable[[FloatArray], list[FloatArray]]:
     """The model as PyTorch users run it, eagerly or by `torch.compile`: images (B, 3, H, W) → answers, in order.
 
-    Both are on the host. Float32 is float32: without TF32.
+    Both are on the host. Float32 is float32: without TF32. `eight_bits`: linear layers by torchao, their inputs'
+    ranges measured as they run; raises BackendError where it is not installed.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise BackendError(f"PyTorch {torch.__version__} finds no GPU: install a build for CUDA.")
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     placed = rounded(model, precision).to(device)
+    if eight_bits:
+        _quantize(placed)
     call: Any = torch.compile(placed) if compiled else placed
 
     def run_batch(images: FloatArray) -> list[FloatArray]:
@@ -95,6 +103,14 @@ def batch_runner(
             return [answer.cpu().numpy() for answer in _listed(call(torch.from_numpy(images).to(device)))]
 
     return run_batch
+
+
+def _quantize(model: nn.Module) -> None:
+    try:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    except ImportError as error:
+        raise BackendError(f"torchao can't be imported ({error}): pip install 'ropevit-export[peers]'") from error
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
 
 
 def block_values(model: Reference, spec: ModelSpec, images: FloatArray) -> dict[str, Array]:
