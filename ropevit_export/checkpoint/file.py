@@ -7,11 +7,13 @@ Which of the dictionaries is the model, `models.adopt` says.
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 from pathlib import Path
 
-from safetensors.torch import load_file
+import torch
+from safetensors import safe_open
 
 from ropevit_export.checkpoint import foreign, torch_file
 from ropevit_export.checkpoint.contents import Contents, contents
@@ -22,11 +24,16 @@ from ropevit_export.machine import shards
 from ropevit_export.machine.files import regular, sha256
 from ropevit_export.values import Checkpoint
 
+_HALVES = (torch.float16, torch.bfloat16)
+_LARGE = 1 << 17  # bytes
+_PART = 1 << 22  # numbers
+
 
 def read(path: Path) -> Checkpoint:
     """The dictionaries of tensors of a local file, of the shards that an index lists, or of the weights in a folder.
 
-    Tensors are mapped into memory, not read. No code of a file runs. Raises CheckpointError.
+    Tensors are mapped into memory, not read; 16-bit ones of safetensors and of shards are float32. No code of a file
+    runs. Raises CheckpointError.
     """
     if not path.exists():
         raise CheckpointError(
@@ -67,7 +74,7 @@ def _read_shards(index: Path) -> tuple[str, Contents]:
     out = Contents(dictionaries={"": {}})
     for part in shards.parts(index):
         hashes[part.name], found = _read_file(part)
-        held = found.dictionaries.get("", {})
+        held = _let_go(found.dictionaries.get("", {}))
         if odd := sorted(held.keys() ^ {name for name, file in listed.items() if file == part.name}):
             raise CheckpointError(
                 f"{part} and {index.name} differ in {', '.join(odd[:3])}: take all files from one checkpoint."
@@ -75,6 +82,34 @@ def _read_shards(index: Path) -> tuple[str, Contents]:
         out.dictionaries[""] |= held
         out.unread.update(found.unread)
     return shards.combined(hashes), out
+
+
+def _let_go(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """16-bit tensors as they will be used, in float32, so that their file needn't be held in memory until the last is
+    read. Small tensors keep their format: how they were rounded says how exact they are.
+    """
+    if not any(each.dtype in _HALVES for each in tensors.values()):
+        return tensors
+    return {
+        name: each.float() if each.dtype in _HALVES and each.nbytes >= _LARGE else each.clone()
+        for name, each in tensors.items()
+    }
+
+
+def _safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """A part of the file after the other, each in a mapping of its own, which then goes."""
+    with safe_open(path, "pt") as stream:
+        sizes = {name: math.prod(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+    parts: list[list[str]] = [[]]
+    for name in sizes:
+        if sum(sizes[each] for each in parts[-1]) > _PART:
+            parts.append([])
+        parts[-1].append(name)
+    out: dict[str, torch.Tensor] = {}
+    for part in parts:
+        with safe_open(path, "pt") as stream:
+            out |= _let_go({name: stream.get_tensor(name) for name in part})
+    return out
 
 
 def _read_file(path: Path) -> tuple[str, Contents]:
@@ -101,7 +136,7 @@ def _read_file(path: Path) -> tuple[str, Contents]:
 
 
 def _content(path: Path, start: bytes) -> object:
-    return load_file(path) if start[8:9] == b"{" else torch_file.read(path, start)
+    return _safetensors(path) if start[8:9] == b"{" else torch_file.read(path, start)
 
 
 def _fault(path: Path, start: bytes) -> str | None:

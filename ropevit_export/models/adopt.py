@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from ropevit_export.errors import CheckpointError
-from ropevit_export.machine import memory
 from ropevit_export.models import frequencies
 from ropevit_export.models.candidates import HEADS, Candidate, candidates, is_averaged, preferred, unmixed
 from ropevit_export.models.families import FAMILIES
@@ -262,8 +261,6 @@ def _float32(source: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise CheckpointError(f"{source}: {name} holds {tensor.dtype}, needs floating-point numbers.")
     out = tensor.detach().to(torch.float32).contiguous()
-    if out.data_ptr() != tensor.data_ptr() and tensor.is_contiguous():
-        memory.not_soon(tensor.data_ptr(), tensor.nbytes)
     if not bool(torch.isfinite(out).all()):
         bad = int((~torch.isfinite(out)).sum())
         raise CheckpointError(
