@@ -112,7 +112,8 @@ void run(const ropevit::Arguments& arguments) {
 int main(int count, char** texts) {
   try {
     const ropevit::Arguments arguments(
-        count, texts, {"--backend", "--library", "--device", "--threads", "--compute", "--size", "--out", "--top", "--runs"},
+        count, texts,
+        {"--backend", "--library", "--device", "--threads", "--compute", "--size", "--out", "--top", "--runs"},
         {"--help", "--bench"});
     if (arguments.has("--help")) {
       std::fputs(help, stdout);

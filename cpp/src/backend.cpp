@@ -1,5 +1,6 @@
 #include "backend.hpp"
 
+#include "file.hpp"
 #include "text.hpp"
 
 namespace ropevit {
@@ -27,6 +28,8 @@ std::unique_ptr<Runner> load_runner(const std::filesystem::path& bundle, const A
   if (artifact.stripped)  // not every release of TensorRT can tell by the engine
     throw BackendError(artifact.path + " was built without its weights: a host has to put them back first.");
   const std::filesystem::path path = bundle / artifact.path;
+  require_file(path);  // a runtime would wait for a pipe
+  for (const FileEntry& each : artifact.files) require_file(bundle / each.path);
   const std::string& backend = options.backend;
   if (backend == "onnxruntime" || backend == "onnxruntime-cuda" || backend == "onnxruntime-tensorrt") {
 #ifdef ROPEVIT_WITH_ONNXRUNTIME

@@ -36,6 +36,11 @@ class DeviceContext {
   virtual void run(const void* images, const std::vector<void*>& outputs) = 0;
 };
 
+// The runtime is there and does not take the graph.
+class GraphError : public BackendError {
+  using BackendError::BackendError;
+};
+
 // A loaded artifact. Contexts are made and run by several threads at once.
 class Runner {
  public:
@@ -48,7 +53,8 @@ class Runner {
                                                         const std::vector<Buffer>& outputs, void* stream);
 };
 
-// Load an artifact on the backend that the options name. Throws BackendError.
+// Load an artifact on the backend that the options name. Throws BackendError, and BundleError where one of its files is
+// none.
 std::unique_ptr<Runner> load_runner(const std::filesystem::path& bundle, const Artifact& artifact,
                                     const Options& options);
 

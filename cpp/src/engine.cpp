@@ -12,6 +12,7 @@
 #include <mutex>
 
 #include "backend.hpp"
+#include "file.hpp"
 #include "library.hpp"
 #include "sha256.hpp"
 #include "text.hpp"
@@ -175,10 +176,8 @@ class Engine {
     runtime_.reset(static_cast<trt::IRuntime*>(create(&log_, NV_TENSORRT_VERSION)));
     if (runtime_ == nullptr)
       throw BackendError(std::string(library_name) + " " + version_ + " can't be started: " + log_.reason());
-    std::ifstream stream(plan, std::ios::binary);
-    const std::vector<char> bytes{std::istreambuf_iterator<char>(stream), {}};
-    if (stream.bad() || bytes.empty()) throw BackendError(plan.string() + " can't be read.");
-    engine_.reset(runtime_->deserializeCudaEngine(bytes.data(), bytes.size()));
+    const MappedFile file(plan);
+    engine_.reset(runtime_->deserializeCudaEngine(file.content().data(), file.content().size()));
     if (engine_ == nullptr)
       throw BackendError(std::string(library_name) + " " + version_ + " can't load " + name_ + " on SM " + target_ +
                          "; it was built with " + artifact.built_with +
@@ -198,8 +197,10 @@ class Engine {
   // In every thread that works with the GPU.
   void select() const { cuda_.check(cuda_.SetDevice(device_), "the GPU is lost"); }
 
-  // A context whose shapes are set, by the first profile that holds them.
-  std::unique_ptr<trt::IExecutionContext> context(const std::vector<Buffer>& inputs, cudaStream_t stream) {
+  // A context whose shapes are set, by the first profile that holds them. Throws BundleError where it would answer in
+  // another shape than `outputs`, whose memory it writes to.
+  std::unique_ptr<trt::IExecutionContext> context(const std::vector<Buffer>& inputs, const std::vector<Buffer>& outputs,
+                                                  cudaStream_t stream) {
     const std::lock_guard<std::mutex> lock(mutex_);
 #ifdef ROPEVIT_ENGINE_RTX
     std::unique_ptr<trt::IExecutionContext> made(engine_->createExecutionContext(config_.get()));
@@ -215,6 +216,10 @@ class Engine {
       if (!made->setInputShape(each.name.c_str(), dims_of(each.shape)))
         throw BackendError(name_ + " does not take " + each.name + " of shape " + text_of(dims_of(each.shape)) + ": " +
                            log_.reason());
+    for (const Buffer& each : outputs)
+      if (const trt::Dims given = made->getTensorShape(each.name.c_str()); !within(each.shape, given, given))
+        throw BundleError(name_ + " gives " + each.name + " of shape " + text_of(given) + ", the manifest says " +
+                          text_of(dims_of(each.shape)) + ".");
     cuda_.check(cuda_.StreamSynchronize(stream), name_);
     return made;
   }
@@ -318,7 +323,7 @@ class EngineContext : public Context {
   EngineContext(std::shared_ptr<Engine> engine, const std::vector<Buffer>& inputs, const std::vector<Buffer>& outputs)
       : engine_(std::move(engine)), stream_(engine_->cuda()), image_(inputs.front()), outputs_(outputs) {
     engine_->select();
-    context_ = engine_->context(inputs, stream_);
+    context_ = engine_->context(inputs, outputs, stream_);
     for (const Buffer& each : inputs) {
       const DeviceMemory& memory = bind(each);
       if (&each != &inputs.front()) copy(memory.data(), each.data, each.bytes, cudaMemcpyHostToDevice);
@@ -363,7 +368,7 @@ class EngineDeviceContext : public DeviceContext {
                       const std::vector<Buffer>& outputs, void* stream)
       : engine_(std::move(engine)), stream_(static_cast<cudaStream_t>(stream)), image_(inputs.front().name) {
     engine_->select();
-    context_ = engine_->context(inputs, stream_);
+    context_ = engine_->context(inputs, outputs, stream_);
     for (std::size_t at = 1; at < inputs.size(); ++at) {
       const Buffer& each = inputs[at];
       const DeviceMemory& memory = memory_.emplace_back(engine_->cuda(), each.bytes);

@@ -52,7 +52,7 @@ struct Artifact {
   std::vector<Size> resolutions;
   BatchRange batch;
   std::string precision;
-  std::string form;  // portable, or the backend that it was made faster for
+  std::string form = "portable";  // or the backend that it was made faster for
   std::vector<ArrayEntry> inputs;
   std::vector<ArrayEntry> outputs;
   std::string built_with;

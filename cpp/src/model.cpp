@@ -323,7 +323,7 @@ struct Model::State {
   }
 
   void check_size(Size size) const {
-    if (size.height < 1 || size.width < 1 || size.height > 1 << 15 || size.width > 1 << 15)
+    if (size.height < 1 || size.width < 1 || std::int64_t{size.height} * size.width > 1 << 28)
       throw InputError("pictures can't be prepared for " + text_of(size) + ": the bundle serves " + served() + ".");
   }
 };

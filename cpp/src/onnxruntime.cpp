@@ -39,12 +39,13 @@ class Ort {
   const std::string& version() const { return version_; }
   OrtEnv* env() const { return env_; }
 
-  // Throws BackendError that begins with `what`.
+  // Throws BackendError, or another one, that begins with `what`.
+  template <class Exception = BackendError>
   void check(OrtStatus* status, const std::string& what) const {
     if (status == nullptr) return;
     const std::string said = first_line(api_->GetErrorMessage(status));
     api_->ReleaseStatus(status);
-    throw BackendError(what + ": " + said);
+    throw Exception(what + ": " + said);
   }
 
  private:
@@ -187,8 +188,12 @@ class OrtRunner : public Runner {
     if (as_uint8_) ort_.check(ort_->AddSessionConfigEntry(made, "session.x64quantprecision", "1"), failed);
     if (!cpu) add_provider(made, options);
     OrtSession* session = nullptr;
-    ort_.check(ort_->CreateSession(ort_.env(), model.c_str(), made, &session), failed);
+    ort_.check<GraphError>(ort_->CreateSession(ort_.env(), model.c_str(), made, &session), failed);
     session_.reset(session);
+    require_as_listed(artifact.inputs, "input", ort_->SessionGetInputCount, ort_->SessionGetInputName,
+                      ort_->SessionGetInputTypeInfo);
+    require_as_listed(artifact.outputs, "output", ort_->SessionGetOutputCount, ort_->SessionGetOutputName,
+                      ort_->SessionGetOutputTypeInfo);
     OrtMemoryInfo* memory = nullptr;
     ort_.check(ort_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory), failed);
     host_.reset(memory);
@@ -219,6 +224,54 @@ class OrtRunner : public Runner {
   }
 
  private:
+  // Names, formats and extents of the graph are the manifest's, by which buffers are made that ONNX Runtime writes to.
+  template <class Count, class Name, class Info>
+  void require_as_listed(const std::vector<ArrayEntry>& listed, const std::string& side, Count count_of, Name name_of_,
+                         Info info_of) const {
+    const std::string failed = "ONNX Runtime refuses " + model_;
+    std::size_t count = 0;
+    ort_.check(count_of(session_.get(), &count), failed);
+    OrtAllocator* allocator = nullptr;
+    ort_.check(ort_->GetAllocatorWithDefaultOptions(&allocator), failed);
+    std::vector<std::string> names;
+    for (std::size_t at = 0; at < count; ++at) {
+      char* name = nullptr;
+      ort_.check(name_of_(session_.get(), at, allocator, &name), failed);
+      names.emplace_back(name);
+      ort_.check(ort_->AllocatorFree(allocator, name), failed);
+    }
+    for (const ArrayEntry& each : listed) {
+      const auto at = std::find(names.begin(), names.end(), each.name);
+      if (at == names.end() || count != listed.size())
+        throw BundleError(model_ + " has the " + side + "s " + joined(names) + ", the manifest lists " +
+                          std::to_string(listed.size()) + " with " + each.name + ".");
+      OrtTypeInfo* info = nullptr;
+      ort_.check(info_of(session_.get(), static_cast<std::size_t>(at - names.begin()), &info), failed);
+      const Owned<OrtTypeInfo> held(info, ort_->ReleaseTypeInfo);
+      const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+      ort_.check(ort_->CastTypeInfoToTensorInfo(info, &tensor), failed);
+      if (tensor == nullptr || !is_as_listed(*tensor, each))
+        throw BundleError(model_ + " has the " + side + " " + each.name +
+                          " in another format or shape than the manifest lists.");
+    }
+  }
+
+  bool is_as_listed(const OrtTensorTypeAndShapeInfo& tensor, const ArrayEntry& listed) const {
+    const std::string failed = "ONNX Runtime refuses " + model_;
+    ONNXTensorElementDataType type{};
+    std::size_t rank = 0;
+    ort_.check(ort_->GetTensorElementType(&tensor, &type), failed);
+    ort_.check(ort_->GetDimensionsCount(&tensor, &rank), failed);
+    std::vector<std::int64_t> extents(rank);  // -1: any
+    ort_.check(ort_->GetDimensions(&tensor, extents.data(), rank), failed);
+    if (type != element(listed.type) || rank != listed.shape.size()) return false;
+    for (std::size_t axis = 0; axis < rank; ++axis) {
+      const auto* number = std::get_if<std::int64_t>(&listed.shape[axis]);
+      if (extents[axis] >= 0 && (number == nullptr || *number != extents[axis])) return false;
+    }
+    return true;
+  }
+
   // Added by itself a provider that can't be had is an error; nothing falls back to the CPU.
   void add_provider(OrtSessionOptions* settings, const Options& options) {
     const std::string failed = "ONNX Runtime " + ort_.version() + " can't use " + provider_ +

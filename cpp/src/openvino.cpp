@@ -50,6 +50,7 @@ class OpenVino {
   ROPEVIT_OV(output_const_port_free);
   ROPEVIT_OV(port_get_element_type);
   ROPEVIT_OV(tensor_create_from_host_ptr);
+  ROPEVIT_OV(tensor_get_byte_size);
   ROPEVIT_OV(tensor_free);
   ROPEVIT_OV(infer_request_set_tensor);
   ROPEVIT_OV(infer_request_infer);
@@ -118,6 +119,10 @@ class OpenVinoContext : public Context {
     ov_tensor_t* made = nullptr;
     openvino_.check(openvino_.tensor_create_from_host_ptr(type, shape, buffer.data, &made), what);
     const Owned<ov_tensor_t> tensor(made, openvino_.tensor_free);
+    std::size_t bytes = 0;  // OpenVINO writes as many, whatever the manifest says
+    openvino_.check(openvino_.tensor_get_byte_size(made, &bytes), what);
+    if (bytes != buffer.bytes)
+      throw BundleError(model_ + " has " + buffer.name + " in another format than the manifest lists.");
     openvino_.check(openvino_.infer_request_set_tensor(request_.get(), buffer.name.c_str(), made), what);
   }
 

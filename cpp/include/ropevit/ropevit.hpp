@@ -248,7 +248,8 @@ struct Verification {
 };
 
 // Hash every file of a bundle, then run it on its golden inputs: every artifact that can run here, or with `backend`
-// what is for that backend, whose being unable to run is then an exception. The limits are the manifest's own.
+// what is for that backend, whose being unable to run is then an exception, as is a graph that a runtime refuses. The
+// limits are the manifest's own.
 // Throws BundleError, BackendError; out of tolerance is no exception.
 ROPEVIT_API Verification verify(const std::filesystem::path& bundle, const std::string& backend = "",
                                 Options options = {});
