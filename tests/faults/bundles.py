@@ -1,4 +1,4 @@
-"""How each of the table's bundles is made bad, by its row's name. Python's reader and the C++ library's get the same."""
+"""How each of the table's bundles is made bad, by its row's name: Python and the C++ library get the same ones."""
 
 from __future__ import annotations
 
