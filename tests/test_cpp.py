@@ -24,7 +24,8 @@ import PIL
 import pytest
 from PIL import Image
 
-from ropevit_export import cli
+from ropevit_export import cli, tuned
+from ropevit_export.errors import BundleError
 from ropevit_export.images.preprocess import crop, normalise
 from ropevit_export.machine import hardware
 from ropevit_export.models.spec import Transform
@@ -35,6 +36,7 @@ from tests import cpp_cases, cpp_library
 from tests.cpp_library import RopevitError
 from tests.faults import bundles
 from tests.faults.table import EDITED, POSITIONS, Row
+from tests.test_tune import made as tuned_for
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "cpp"
@@ -413,6 +415,74 @@ def test_a_provider_that_can_not_be_had_is_an_error(
     assert error.value.status == "backend"
 
 
+# "auto" ---------------------------------------------------------------------------------------------------------------
+
+
+TUNED_ROWS: list[tuple[tuned.Setting | None, dict[str, Any]]] = [
+    (None, {}),
+    (tuned.Setting(backend="onnxruntime", form="portable", threads=1), {}),
+    (tuned.Setting(backend="onnxruntime", streams=2), {}),
+    (tuned.Setting(backend="openvino", form="portable", compute="f32", streams=2), {}),
+    (tuned.Setting(backend="onnxruntime"), {"manifest_sha256": "0" * 64}),
+    (tuned.Setting(backend="onnxruntime"), {"machine": {"processor": "Z80", "features": [], "cores": 1}}),
+    (tuned.Setting(backend="onnxruntime"), {"version": "0.1"}),
+]
+
+
+@pytest.mark.parametrize(("setting", "changes"), TUNED_ROWS)
+def test_auto_takes_what_python_takes(
+    setting: tuned.Setting | None,
+    changes: dict[str, Any],
+    library: cpp_library.Library,
+    cases: Path,
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And says so in the same words."""
+    folder = shutil.copytree(cases / "baked" / "bundle", tmp_path / "bundle")
+    if setting is not None:
+        tuned.write(folder, tuned_for(folder, setting))
+        path = folder / tuned.TUNED
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ours, theirs = cpp_library.Model(library, folder, "auto"), load(folder, "auto")
+    assert ours.describe(32, 32) == theirs.describe(Resolution.parse("32"))
+    image = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    np.testing.assert_allclose(ours.run(image)["logits"], theirs.run(image), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"chosen": {"backend": "pickle"}}, "chosen.backend: 'pickle' was given, there are onnxruntime, "),
+        (
+            {"chosen": {"backend": "onnxruntime", "threads": 10**9}},
+            "chosen.threads: 1000000000 was given, needs a whole",
+        ),
+        ({"machine": None}, "machine: null was given, needs an object.* Remove it, or run tune again"),
+    ],
+)
+def test_a_tuned_file_that_is_none_is_an_error(
+    changes: dict[str, Any], sentence: str, library: cpp_library.Library, cases: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(cases / "baked" / "bundle", tmp_path / "bundle")
+    tuned.write(folder, tuned_for(folder, tuned.Setting(backend="onnxruntime")))
+    path = folder / tuned.TUNED
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(RopevitError, match=sentence) as error:
+        cpp_library.Model(library, folder, "auto")
+    assert error.value.status == "bundle"
+    with pytest.raises(BundleError):
+        load(folder, "auto")
+
+
+def test_auto_chooses_itself(library: cpp_library.Library, cases: Path) -> None:
+    with pytest.raises(RopevitError, match="chooses form and options itself: name a backend to choose them"):
+        cpp_library.Model(library, cases / "baked" / "bundle", "auto", threads=1)
+
+
 # Programs ------------------------------------------------------------------------------------------------------------
 
 
@@ -424,6 +494,23 @@ def test_verify_passes_a_good_bundle(built: Path, cases: Path, environment: dict
     said = done(built / "ropevit-verify", cases / "inputs" / "bundle", "--backend", "openvino", env=environment)
     assert "run on OpenVINO" in said
     assert "computed in f32" in said
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_bundle_behind_links_is_run(
+    backend: str, built: Path, cases: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """As caches keep one: every file a link to another name elsewhere."""
+    blobs = shutil.copytree(cases / "baked" / "bundle", tmp_path / "blobs")
+    folder, temporary = tmp_path / "bundle", tmp_path / "temporary"
+    folder.mkdir()
+    temporary.mkdir()
+    for number, path in enumerate(sorted(blobs.iterdir())):
+        (folder / path.name).symlink_to(path.rename(blobs / str(number)))
+    env = {**environment, "TMPDIR": str(temporary)}
+    said = done(built / "ropevit-verify", folder, "--backend", backend, env=env)
+    assert "every file as listed" in said
+    assert not list(temporary.glob("ropevit-*"))  # ONNX Runtime leaves a file of its own
 
 
 def test_openvino_computes_in_what_it_is_asked_for(

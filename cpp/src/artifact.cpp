@@ -75,7 +75,7 @@ std::string form_of(const std::string& backend, const std::string& precision) {
 }
 
 std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::string& backend,
-                                          const std::filesystem::path& bundle) {
+                                          const std::filesystem::path& bundle, const std::string& form) {
   const std::string kind = runs_engines(backend) ? backend : "onnx";
   std::vector<const Artifact*> found;
   for (const Artifact& each : manifest.artifacts)
@@ -83,6 +83,11 @@ std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::s
   if (found.empty())
     throw BundleError(bundle.string() + " holds no " + kind + " artifact for " + backend +
                       (kind == "onnx" ? "." : ": export it with --engine " + backend + "."));
+  if (!form.empty()) {
+    const auto other = [&](const Artifact* each) { return each->form != form; };
+    found.erase(std::remove_if(found.begin(), found.end(), other), found.end());
+    if (found.empty()) throw BundleError(bundle.string() + " holds no graph in the form " + form + ".");
+  }
   // Of a graph in several forms the backend's own, else the one for all.
   const auto order = [&](const Artifact* each) {
     return each->form == form_of(backend, each->precision) ? 0 : each->form == "portable" ? 1 : 2;

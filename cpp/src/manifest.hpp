@@ -105,6 +105,7 @@ struct Manifest {
 };
 
 inline constexpr const char* manifest_name = "manifest.json";
+inline constexpr const char* tuned_name = "tuned.json";  // which `ropevit-export tune` leaves beside it
 
 // Throws BundleError.
 Manifest read_manifest(const std::filesystem::path& bundle);

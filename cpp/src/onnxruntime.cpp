@@ -3,15 +3,12 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <mutex>
-#include <set>
-#include <sstream>
 
 #include "backend.hpp"
 #include "library.hpp"
+#include "machine.hpp"
 #include "text.hpp"
 
 namespace ropevit {
@@ -79,18 +76,6 @@ ONNXTensorElementDataType element(DataType type) {
     case DataType::float32: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   }
   throw BackendError("ONNX Runtime has not that number format.");
-}
-
-// Whether kernels of 8 bits cut sums of two products at 16 bits here: x86 without VNNI, where Linux tells.
-bool cuts_8_bit_sums() {
-  std::ifstream stream("/proc/cpuinfo");
-  for (std::string line; std::getline(stream, line);) {
-    if (line.rfind("flags", 0) != 0) continue;
-    std::istringstream words(line);
-    const std::set<std::string> flags{std::istream_iterator<std::string>(words), {}};
-    return flags.count("avx2") != 0 && flags.count("avx512_vnni") == 0 && flags.count("avx_vnni") == 0;
-  }
-  return false;
 }
 
 class OrtContext : public Context, public DeviceContext {
@@ -181,7 +166,10 @@ class OrtRunner : public Runner {
     ort_.check(ort_->CreateSessionOptions(&made), failed);
     const Owned<OrtSessionOptions> settings(made, ort_->ReleaseSessionOptions);
     ort_.check(ort_->SetSessionLogSeverityLevel(made, ORT_LOGGING_LEVEL_ERROR), failed);
-    if (options.threads > 0) ort_.check(ort_->SetIntraOpNumThreads(made, options.threads), failed);
+    int threads = options.threads;
+    if (options.streams > 1)  // each a part of them
+      threads = std::max(1, (threads > 0 ? threads : this_machine().cores) / options.streams);
+    if (threads > 0) ort_.check(ort_->SetIntraOpNumThreads(made, threads), failed);
     if (precision_ == "fp8")  // whose operators it has, but does not fuse
       ort_.check(ort_->SetSessionGraphOptimizationLevel(made, ORT_DISABLE_ALL), failed);
     as_uint8_ = cpu && precision_ == "int8" && cuts_8_bit_sums();
@@ -311,6 +299,8 @@ class OrtRunner : public Runner {
 };
 
 }  // namespace
+
+std::string version_of_onnxruntime() { return Ort::of({}).version(); }
 
 std::unique_ptr<Runner> load_onnxruntime(const std::filesystem::path& model, const Artifact& artifact,
                                          const Options& options) {

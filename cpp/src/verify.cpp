@@ -17,7 +17,7 @@ namespace ropevit {
 namespace {
 
 void check_files(const std::filesystem::path& bundle, const Manifest& manifest) {
-  std::set<std::string> known{manifest_name, "tuned.json"};  // which `ropevit-export tune` leaves there
+  std::set<std::string> known{manifest_name, tuned_name};
   for (const auto& [name, wanted] : manifest.all_files()) {
     known.insert(name);
     const std::filesystem::path path = bundle / name;
