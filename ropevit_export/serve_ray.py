@@ -7,25 +7,31 @@
 
     curl --data-binary @cat.jpg http://localhost:8000/deit
 
-or, from a configuration file, `import_path: ropevit_export.serve_ray:build` with `args: {bundles: {deit: engines/…}}`.
-Needs the extra `ray`.
+or, from a configuration file, `import_path: ropevit_export.serve_ray:build` with `args: {bundles: {deit: engines/…}}`;
+or, on the command line, `ropevit-export serve deit=engines/…`. Needs the extra `ray`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+import logging
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ropevit_export.errors import BackendError, InputError, first_line
+from ropevit_export.errors import BackendError, InputError, UsageError, first_line
+from ropevit_export.machine.process import handlers_kept
 from ropevit_export.runtime import load
 
 try:
+    import ray
     from ray import serve
     from starlette.requests import Request
     from starlette.responses import JSONResponse
@@ -92,7 +98,9 @@ class Bundle:
             with Image.open(io.BytesIO(encoded)) as picture:
                 prepared: Array = self._model.prepare(picture, self._size)[0]
                 return prepared
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except UnidentifiedImageError as error:  # its text is an address in memory
+            raise InputError("not a picture, or of a format that Pillow can't read") from error
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"not a picture: {first_line(error)}") from error
 
     def _run(self, images: Sequence[Array]) -> Arrays:
@@ -159,3 +167,39 @@ def app(bundles: Mapping[str, str], *, replicas: int = 1, cpus: float = 1, gpus:
 def build(args: dict[str, Any]) -> Any:
     """`app` for a Serve configuration file: its `args` are that function's."""
     return app(**args)
+
+
+@contextlib.contextmanager
+def running(
+    bundles: Mapping[str, Path], options: Options, *, host: str, port: int, replicas: int = 1, gpus: float = 0
+) -> Iterator[None]:
+    """The application on this machine alone, whose cores its replicas share. In the block every bundle answers; behind
+    it all processes have ended.
+
+    Raises BundleError of a bundle that can't be read, UsageError where another program has the port, BackendError of
+    what the backend refuses.
+    """
+    for folder in bundles.values():
+        load(folder, options.backend)  # what it raises here would be a replica's end there, without the reason
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind((host, port))
+        except OSError as error:
+            raise UsageError(f"can't listen at {host}, port {port}: {error.strerror}; give another --port.") from error
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    with handlers_kept():  # Ray ends the process at SIGTERM, as if something had failed
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        # Ray gives a replica the cores that it asks for and waits where there are too few, without a word.
+        cpus = min(1.0, ray.cluster_resources()["CPU"] / (len(bundles) * replicas))
+        folders = {name: str(folder.resolve()) for name, folder in bundles.items()}
+        made = app(folders, replicas=replicas, cpus=cpus, gpus=gpus, **dataclasses.asdict(options))
+        serve.start(http_options={"host": host, "port": port})
+        try:
+            serve.run(made)
+        except Exception as error:
+            raise BackendError(f"Ray Serve can't start: {first_line(error)}") from error
+        yield
+    finally:
+        ray.shutdown()

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +89,47 @@ def test_two_thousand_requests_of_sixteen_clients(bundle: Path, tmp_path: Path) 
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+@pytest.fixture
+def served(bundle: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of `serve`, in a process of its own."""
+    pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'ropevit-export[ray]'")
+    (port,) = free_ports(1)
+    program = [sys.executable, "-c", "from ropevit_export.start import main; main()"]
+    command = [*program, "serve", f"deit={bundle}", "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == f"http://127.0.0.1:{port}/deit: {bundle}\n"
+            yield f"http://127.0.0.1:{port}", process
+        finally:
+            process.kill()
+
+
+def test_serve_answers_until_it_is_told_to_end(
+    served: tuple[str, subprocess.Popen[str]], bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url, process = served
+    theirs = golden.read(bundle / "golden-32.safetensors", ["logits"])[1]["logits"][1:]
+    for picture, logits in zip(PHOTOS, theirs, strict=True):
+        found = fetch(f"{url}/deit", picture.read_bytes())["logits"]
+        assert np.abs(np.array(found["values"]) - logits).max() <= 1e-4 * float(np.sqrt((theirs**2).mean()))
+    port = url.rpartition(":")[2]
+    assert cli.run(["serve", str(bundle), "--port", port]) == 2
+    assert f"can't listen at 127.0.0.1, port {port}" in capfd.readouterr().err
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    time.sleep(1)
+    with pytest.raises(OSError, match="refused"):
+        fetch(url)
+
+
+def test_serve_says_what_a_bundle_or_backend_lacks(
+    bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'ropevit-export[ray]'")
+    assert cli.run(["serve", str(tmp_path)]) == 1
+    assert "is not a bundle" in capfd.readouterr().err
+    assert cli.run(["serve", str(bundle), "--backend", "tensorrt-rtx"]) == 1
+    assert "tensorrt-rtx" in capfd.readouterr().err

@@ -21,6 +21,7 @@ from ropevit_export.cli import (  # noqa: F401 - they register verbs
     models,
     predict,
     report,
+    serve,
     terminal,
     triton,
     tune,

@@ -61,6 +61,17 @@ def deferred() -> Iterator[None]:
             signal.raise_signal(arrived[0])
 
 
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Behind the block signals are heard as before it, whatever a library has set. In the main thread."""
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 class _SignalStack(ctypes.Structure):
     """Linux's stack_t."""
 
