@@ -105,6 +105,24 @@ def batch_runner(
     return run_batch
 
 
+def linear_shapes(model: Reference, images: FloatArray) -> list[tuple[int, int, int]]:
+    """(tokens of the batch, inputs, outputs) of every linear layer that runs, in order, the patches' among them."""
+    found: list[tuple[int, int, int]] = []
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            found.append((output[:, 0].numel(), module.weight[0].numel(), len(module.weight)))
+        elif isinstance(module, nn.Linear):
+            found.append((inputs[0].numel() // module.in_features, module.in_features, module.out_features))
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    with torch.inference_mode():
+        model(torch.from_numpy(images))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 def _quantize(model: nn.Module) -> None:
     try:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_

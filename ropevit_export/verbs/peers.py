@@ -184,6 +184,41 @@ def plain_session(backend: str, model: Any, job: Job) -> Runner:
         return runner(backend, engine, job.precision, targets=plan.targets, built_with=plan.built_with)
 
 
+def _gemms(job: Job) -> tuple[str, Callable[[], Arrays]]:
+    """No model: its products with weights side by side, each on an input of its size. What is slower by nothing else
+    than these has nothing left to gain but by fewer bits.
+    """
+    import onnx
+
+    from ropevit_export.models import reference
+
+    shapes = reference.linear_shapes(job.model, job.images)
+    generator, nodes, weights = np.random.default_rng(0), [], []
+    feeds: dict[str, FloatArray] = {}
+    for index, (tokens, inputs, outputs) in enumerate(shapes):
+        x = f"x_{tokens}_{inputs}"
+        feeds.setdefault(x, generator.standard_normal((tokens, inputs), np.float32))
+        weight = generator.standard_normal((inputs, outputs), np.float32)
+        weights.append(onnx.numpy_helper.from_array(weight, f"w_{index}"))
+        nodes.append(onnx.helper.make_node("MatMul", [x, f"w_{index}"], [f"y_{index}"]))
+    floats = onnx.TensorProto.FLOAT
+    inputs_ = [onnx.helper.make_tensor_value_info(name, floats, x.shape) for name, x in feeds.items()]
+    results = [
+        onnx.helper.make_tensor_value_info(f"y_{index}", floats, (tokens, outputs))
+        for index, (tokens, _, outputs) in enumerate(shapes)
+    ]
+    made = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "gemms", inputs_, results, weights),
+        opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "gemms.onnx"
+        onnx.save(made, path, save_as_external_data=True)
+        session = runner(job.backend, path, "fp32")
+    text = f"{session.describe}, {len(shapes)} products with weights and nothing else: no model, the floor of float32"
+    return text, lambda: session.run(feeds)
+
+
 @contextmanager
 def _exported(job: Job, model: Any = None) -> Iterator[Path]:
     from ropevit_export.trace.export import export_plain
@@ -213,4 +248,5 @@ PEERS = {
     "plain-int8": Peer(make=_plain_int8, backends=("onnxruntime", "openvino")),
     "static-int8": Peer(make=_static_int8, backends=("onnxruntime",)),
     "nncf-int8": Peer(make=_nncf_int8, backends=("openvino",)),
+    "gemms": Peer(make=_gemms, exact=True, backends=("onnxruntime", "openvino")),
 }
