@@ -218,6 +218,7 @@ def _in_precision(draft: Draft, graph: Graph, sample: Sample, progress: Progress
             for chosen in measure.chunks(io.batch.min, len(sample.images))
         ]
         found = measure.compared("the float32 graph", io, sample, answers, session.describe, TOLERANCES["fp32"])
+        del session, probed  # calibration needs the memory
         draft.notes += [f"before rounding: {each.sentence()}" for each in found]
         draft.parity += [each for each in found if not each.passed]
         draft.require_parity()

@@ -21,7 +21,7 @@ class Float32Graph:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "float32.onnx"
             ir.save(model, path, external_data="float32.data")
-            self._session = OnnxRuntime(path)
+            self._session = OnnxRuntime(path, in_order=True)
 
     @property
     def describe(self) -> str:

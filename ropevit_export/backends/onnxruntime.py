@@ -56,6 +56,7 @@ _OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 class OnnxRuntime:
     """A session. ONNX Runtime silently replaces a provider that it can't load, so what it loaded is compared.
 
+    in_order  nodes run in the order of the graph: where it has hundreds of outputs, a tenth of the memory
     threads   of one answer on the CPU; default: all cores
     streams   answers that are computed side by side, each by a part of the threads, where `run` is called by as many
     """
@@ -67,6 +68,7 @@ class OnnxRuntime:
         *,
         precision: str = "fp32",
         optimise: bool = True,
+        in_order: bool = False,
         threads: int | None = None,
         streams: int = 1,
     ) -> None:
@@ -85,6 +87,8 @@ class OnnxRuntime:
         if not optimise or precision == "fp8":  # whose operators it has, but does not fuse
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
+        if in_order:
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         if streams > 1:
             threads = max(1, (threads or hardware.cores() or 1) // streams)
         if threads is not None:
