@@ -104,7 +104,8 @@ class Checkpoint:
     """The dictionaries of named tensors that a file holds, and where they came from.
 
     `dictionaries`: by their place in the file, such as "state_dict"; "" is the file itself. `unread`: what stands
-    where tensors could, by its place: what made it. `source` names a hub repository, a file (never its folder) or the
+    where tensors could, by its place: what made it; `beside`: files of the same folder that could be weights too.
+    `source` names a hub repository, a file (never its folder) or the
     random rule; `sha256` is of the file, of shards together as `machine.shards.combined` says, or of the tensors' bytes
     where there is no file. `seed`: what random weights were drawn from.
     """
@@ -116,6 +117,7 @@ class Checkpoint:
     trained: bool
     seed: int | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor]:

@@ -171,7 +171,10 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path
 
 def test_a_missing_file_is_an_error_that_lists_what_weights_may_be(tmp_path: Path) -> None:
     path = tmp_path / "absent.pth"
-    expected = f"no checkpoint at {path}: --weights takes auto, pretrained, random or an existing file."
+    expected = (
+        f"no checkpoint at {path}: --weights takes auto, pretrained, random or an existing file; what is elsewhere has "
+        "to be downloaded first."
+    )
     with pytest.raises(CheckpointError, match=f"^{re.escape(expected)}$"):
         file.read(path)
 
@@ -200,17 +203,6 @@ def test_the_only_weights_of_a_folder_are_read(tmp_path: Path) -> None:
     found = file.read(tmp_path)
     assert found.source == "best.ckpt"
     assert_same(found.tensors, small())
-
-
-@pytest.mark.parametrize(
-    ("inside", "way"),
-    [("__0_0.distcp", "dcp_to_torch FOLDER weights.pth"), ("zero_to_fp32.py", "zero_to_fp32.py . OUT")],
-)
-def test_a_folder_of_parts_is_refused_with_what_makes_a_file_of_it(tmp_path: Path, inside: str, way: str) -> None:
-    (tmp_path / inside).touch()
-    saved(tmp_path / "other.pt", small())
-    with pytest.raises(CheckpointError, match=re.escape(way)):
-        file.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +487,7 @@ def test_all_faults_of_a_file_are_named_at_once() -> None:
 def test_a_long_list_of_names_is_cut_short() -> None:
     tensors = {name: tensor for name, tensor in hollow(DEIT_MIXED).items() if not name.startswith("blocks.11.")}
     assert "missing blocks.11.attn.proj.bias, blocks.11.attn.proj.weight, " in refusal(DEIT_MIXED, tensors)
-    assert refusal(DEIT_MIXED, tensors).endswith(" and 8 more.")
+    assert " and 8 more. " in refusal(DEIT_MIXED, tensors)
 
 
 def test_a_head_of_another_size_does_not_send_the_user_to_another_model() -> None:
@@ -614,20 +606,6 @@ def test_position_embeddings_that_count_the_class_token_are_refused() -> None:
     assert "wrong shape pos_embed (1, 197, 384), needs (1, 196, 384)" in (
         refusal(plain, hollow(plain) | {"pos_embed": torch.zeros(1, 197, 384)})
     )
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b"", "it is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "it is a git-lfs pointer: run `git lfs pull`"),
-        (b"<html><body>404</body></html>", "it is a web page, probably of a failed download"),
-    ],
-)
-def test_files_that_are_plainly_something_else_are_told_apart(tmp_path: Path, content: bytes, sentence: str) -> None:
-    (tmp_path / "weights.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match=sentence):
-        file.read(tmp_path / "weights.pth")
 
 
 def test_damage_in_the_middle_that_leaves_finite_numbers_is_found(tmp_path: Path) -> None:

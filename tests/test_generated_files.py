@@ -140,10 +140,25 @@ def assert_is(found: Tensors, expected: Tensors) -> None:
         assert torch.equal(found[name].flatten(), tensor.flatten()), name
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
+def some_files(count: int) -> settings:
+    return settings(max_examples=count, deadline=None, derandomize=True, database=None,
+                    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
+
+
+@some_files(40)
 @given(made=files())
 def test_a_file_is_the_model_that_it_holds_or_an_error(tmp_path: Path, made: Made) -> None:
+    assert_is_the_model_or_an_error(tmp_path, made)
+
+
+@pytest.mark.slow
+@some_files(600)
+@given(made=files())
+def test_so_are_six_hundred_files(tmp_path: Path, made: Made) -> None:
+    assert_is_the_model_or_an_error(tmp_path, made)
+
+
+def assert_is_the_model_or_an_error(tmp_path: Path, made: Made) -> None:
     path = tmp_path / "made"
     write(made, path)
     has_second = made.second is not None and made.format != "safetensors"

@@ -7,46 +7,47 @@ Which of the dictionaries is the model, `models.adopt` says.
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
-from ropevit_export.checkpoint import torch_file
+from ropevit_export.checkpoint import foreign, torch_file
 from ropevit_export.checkpoint.contents import Contents, contents
-from ropevit_export.checkpoint.torch_file import STATE_DICT
+from ropevit_export.checkpoint.foreign import STATE_DICT
 from ropevit_export.checkpoint.unpickle import RefusedError
 from ropevit_export.errors import CheckpointError, first_line
 from ropevit_export.machine import shards
 from ropevit_export.machine.files import regular, sha256
 from ropevit_export.values import Checkpoint
 
-# Files that are no checkpoint, by how they begin, and what to do.
-_OTHERS = {
-    b"version https://git-lfs": "it is a git-lfs pointer: run `git lfs pull` for the file itself",
-    b"\x89HDF": "it is an HDF5 file, needs PyTorch's or safetensors",
-    b"GGUF": "it is a GGUF file, needs PyTorch's or safetensors",
-    b"\x1f\x8b": "it is compressed by gzip: unpack it",
-    b"\x93NUMPY": "it is a single NumPy array, needs PyTorch's or safetensors",
-}
+_HALVES = (torch.float16, torch.bfloat16)
+_LARGE = 1 << 17  # bytes
+_PART = 1 << 22  # numbers
 
 
 def read(path: Path) -> Checkpoint:
     """The dictionaries of tensors of a local file, of the shards that an index lists, or of the weights in a folder.
 
-    Tensors are mapped into memory, not read. No code of a file runs. Raises CheckpointError.
+    Tensors are mapped into memory, not read; 16-bit ones of safetensors and of shards are float32. No code of a file
+    runs. Raises CheckpointError.
     """
     if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}: --weights takes auto, pretrained, random or an existing file.")
-    path = shards.entry(path)
+        raise CheckpointError(
+            f"no checkpoint at {path}: --weights takes auto, pretrained, random or an existing file; what is elsewhere "
+            "has to be downloaded first."
+        )
+    path, beside = shards.entry(path)
     known_by, found = _read_shards(path) if shards.is_index(path) else _read_file(path)
     if not found.dictionaries:
         raise CheckpointError(_nothing(path, found))
     return Checkpoint(
         dictionaries=found.dictionaries,
         unread=found.unread,
+        beside=beside,
         source=path.name,
         revision=None,
         sha256=known_by,
@@ -84,17 +85,31 @@ def _read_shards(index: Path) -> tuple[str, Contents]:
 
 
 def _let_go(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A shard of 16-bit tensors as they will be used, in float32, so that its file needn't be held in memory until the
-    last shard is read. Small tensors keep their format: how they were rounded says how exact they are.
+    """16-bit tensors as they will be used, in float32, so that their file needn't be held in memory until the last is
+    read. Small tensors keep their format: how they were rounded says how exact they are.
     """
-    halves = (torch.float16, torch.bfloat16)
-    if not any(each.dtype in halves for each in tensors.values()):
+    if not any(each.dtype in _HALVES for each in tensors.values()):
         return tensors
-    large = 1 << 16
     return {
-        name: each.float() if each.dtype in halves and each.numel() >= large else each.clone()
+        name: each.float() if each.dtype in _HALVES and each.nbytes >= _LARGE else each.clone()
         for name, each in tensors.items()
     }
+
+
+def _safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """A part of the file after the other, each in a mapping of its own, which then goes."""
+    with safe_open(path, "pt") as stream:
+        sizes = {name: math.prod(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+    parts: list[list[str]] = [[]]
+    for name in sizes:
+        if sum(sizes[each] for each in parts[-1]) > _PART:
+            parts.append([])
+        parts[-1].append(name)
+    out: dict[str, torch.Tensor] = {}
+    for part in parts:
+        with safe_open(path, "pt") as stream:
+            out |= _let_go({name: stream.get_tensor(name) for name in part})
+    return out
 
 
 def _read_file(path: Path) -> tuple[str, Contents]:
@@ -121,31 +136,26 @@ def _read_file(path: Path) -> tuple[str, Contents]:
 
 
 def _content(path: Path, start: bytes) -> object:
-    return load_file(path) if start[8:9] == b"{" else torch_file.read(path, start)
+    return _safetensors(path) if start[8:9] == b"{" else torch_file.read(path, start)
 
 
 def _fault(path: Path, start: bytes) -> str | None:
     """What the file is, where its first bytes tell that it is no checkpoint, or what of it is damaged."""
-    if not start:
-        return "it is empty"
-    for beginning, sentence in _OTHERS.items():
-        if start.startswith(beginning):
-            return sentence
-    if start.lstrip().lower().startswith((b"<html", b"<!doctype")):
-        return "it is a web page, probably of a failed download"
     if start.startswith(b"PK"):
         return _damage(path)
     if start[8:9] == b"{":
         return _cut(path, struct.unpack("<Q", start[:8])[0])
-    if not start.startswith(b"\x80") and b"ustar" not in start:
-        return "it is neither a safetensors file nor one that PyTorch wrote, or it is damaged"
-    return None
+    if start.startswith(b"\x80") or b"ustar" in start:
+        return None
+    return foreign.kind(start)
 
 
 def _damage(path: Path) -> str | None:
     """torch doesn't look at the checksums of a zip archive; damage that leaves finite numbers would pass."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if sentence := foreign.kind_of_archive(archive):
+                raise CheckpointError(f"{path} {sentence}.")
             part = archive.testzip()
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         return f"it is truncated or damaged ({first_line(error)})"

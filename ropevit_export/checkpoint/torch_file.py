@@ -21,7 +21,6 @@ from ropevit_export.errors import CheckpointError
 # How a file of the format of before 1.6 begins, and its version.
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _TAR_MEMBERS = (b"sys_info", b"pickle", b"storages", b"tensors")
-STATE_DICT = 'save its tensors alone where it was made: torch.save(model.state_dict(), "weights.pth")'
 
 
 def read(path: Path, start: bytes) -> object:
@@ -49,8 +48,6 @@ def _mapped(path: Path) -> torch.UntypedStorage:
 def _zipped(path: Path) -> object:
     with zipfile.ZipFile(path) as archive:
         records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-        if fault := _kind_of_archive(set(records) | set(archive.namelist())):
-            raise CheckpointError(f"{path} {fault}.")
         order = archive.read(records["byteorder"]).decode() if "byteorder" in records else "little"
         content = archive.read(records["data.pkl"])
     whole = _mapped(path)
@@ -60,7 +57,7 @@ def _zipped(path: Path) -> object:
             return Storage(None, torch.uint8)
         dtype, key, count = _storage_id(pid)
         record, nbytes = records[f"data/{key}"], count * dtype.itemsize
-        if nbytes > record.file_size or record.compress_type != zipfile.ZIP_STORED:
+        if nbytes > record.file_size:
             raise pickle.UnpicklingError(f"data/{key} has {record.file_size} bytes, its tensors need {nbytes}")
         begin = _data_offset(path, record)
         part = whole[begin : begin + nbytes]
@@ -70,20 +67,6 @@ def _zipped(path: Path) -> object:
         return Storage(part, dtype)
 
     return unpickled(io.BytesIO(content), _once(storage), _nested)
-
-
-def _kind_of_archive(names: set[str]) -> str | None:
-    """What a zip archive is that is none of `torch.save`."""
-    if "constants.pkl" in names or any(name.endswith("/constants.pkl") for name in names):
-        return (
-            "is a TorchScript program, which holds a traced module and no names of this kind: "
-            f"{STATE_DICT} from the module that was traced or scripted"
-        )
-    if any(name.endswith(".npy") for name in names):
-        return f"is an archive of NumPy arrays, needs a PyTorch or safetensors file: {STATE_DICT}"
-    if "data.pkl" not in names:
-        return f"is a zip archive, but none of torch.save, it has no data.pkl: {STATE_DICT}"
-    return None
 
 
 def _data_offset(path: Path, record: zipfile.ZipInfo) -> int:

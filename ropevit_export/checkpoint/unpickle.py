@@ -15,6 +15,9 @@ from typing import IO, Any
 
 import torch
 
+from ropevit_export.checkpoint.foreign import STATE_DICT
+from ropevit_export.errors import CheckpointError
+
 # A global of the standard library that is called but is none of these is no data: such a file is refused by its name.
 _DATA_MODULES = frozenset(
     {"abc", "argparse", "array", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum", "fractions",
@@ -110,9 +113,10 @@ class NumpyArray(Inert):
         _, shape, dtype, by_column, content = self.state
         kind = dtype.args[0] if isinstance(dtype, Inert) and dtype.args else None
         order = dtype.state[1] if isinstance(dtype, Inert) and isinstance(dtype.state, tuple) else "<"
-        if kind not in _NUMPY_DTYPES or order == ">" or by_column or not isinstance(content, bytes):
+        if kind not in _NUMPY_DTYPES or order == ">" or not isinstance(content, bytes) or not content:
             return None
-        return torch.frombuffer(bytearray(content), dtype=_NUMPY_DTYPES[kind]).reshape(shape) if content else None
+        flat = torch.frombuffer(bytearray(content), dtype=_NUMPY_DTYPES[kind])
+        return flat.reshape(shape[::-1]).permute(*range(len(shape))[::-1]) if by_column else flat.reshape(shape)
 
 
 _NUMPY_DTYPES = {"f8": torch.float64, "f4": torch.float32, "f2": torch.float16, "i8": torch.int64, "i4": torch.int32}
@@ -251,6 +255,8 @@ class Unpickler(pickle.Unpickler):
 
     def _unknown(self, module: str, name: str) -> Any:
         top, full = module.partition(".")[0], f"{module}.{name}"
+        if top == "joblib":  # writes arrays as they are between the parts of a pickle
+            raise CheckpointError(f"the file is one of joblib, which is not read: {STATE_DICT}.")
         if top == "torch" and name in _STORAGES:
             return _STORAGES[name]
         if module == "torch" and name in _DTYPES:
@@ -267,5 +273,7 @@ def unpickled(
     storage: Callable[[Any], Any] = lambda pid: None,
     nested: Callable[[bytes], Any] = lambda content: Inert(content),
 ) -> Any:
-    """The next object of a stream. Raises RefusedError, pickle.UnpicklingError, and what damaged bytes lead to."""
+    """The next object of a stream. Raises RefusedError, CheckpointError for another library's file, and what damaged
+    bytes lead to.
+    """
     return Unpickler(stream, storage, nested).load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,33 +18,50 @@ NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".th", ".tar", ".pkl")
 # What trainers put beside weights under the same suffixes.
 _OF_TRAINING = ("optimizer", "scheduler", "scaler", "training_args", "rng_state", "random_states", "sampler")
-# Folders that are no checkpoint yet, by a file in them, and how they become one.
-_FOLDERS = {
-    "*.distcp": "torch.distributed.checkpoint, in parts a process wrote each: "
-    "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pth` makes one file of them.",
-    "zero_to_fp32.py": "DeepSpeed: `python zero_to_fp32.py . OUT`, run in it, makes weights of it.",
+_DISTRIBUTED = (
+    "torch.distributed.checkpoint, in parts a process wrote each: "
+    "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pth` makes one file of them."
+)
+_DEEPSPEED = (
+    "DeepSpeed: `python zero_to_fp32.py . OUT`, run in the folder that this program is in, makes weights of it."
+)
+# Files of what is no checkpoint yet, and how it becomes one.
+_UNFINISHED = {
+    "*.distcp": _DISTRIBUTED,
+    ".metadata": _DISTRIBUTED,
+    "zero_to_fp32.py": _DEEPSPEED,
+    "*_optim_states.pt": _DEEPSPEED,
 }
+_SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
 
 
-def entry(path: Path) -> Path:
+def entry(path: Path) -> tuple[Path, tuple[str, ...]]:
     """The file that a path stands for: of a folder, as `save_pretrained` leaves one, its weights or their index; else
-    the only file in it that could be weights.
+    the only file in it that could be weights. And the names of others in the folder that could be.
     """
     if not path.is_dir():
-        return path
+        for mark, sentence in _UNFINISHED.items():
+            if path.match(mark):
+                raise CheckpointError(f"{path} is a file of {sentence}")
+        return path, ()
+    found = sorted(each.name for each in path.iterdir() if each.is_file() and _may_be_weights(each.name))
+    others = tuple(name for name in found if name not in NAMES and not is_shard(name))
     for name in NAMES:
         if (path / name).is_file():
-            return path / name
-    for mark, sentence in _FOLDERS.items():
+            return path / name, others
+    for mark, sentence in _UNFINISHED.items():
         if any(path.glob(mark)):
             raise CheckpointError(f"{path} is a folder of {sentence}")
-    found = sorted(each for each in path.iterdir() if each.is_file() and _may_be_weights(each.name))
     if len(found) == 1:
-        return found[0]
-    beside = f", but with {', '.join(each.name for each in found[:6])}" if found else ""
-    raise CheckpointError(
-        f"{path} is a folder without {', '.join(NAMES[:-1])} or {NAMES[-1]}{beside}: give the file itself."
-    )
+        return path / found[0], ()
+    beside = f", but with {', '.join(found[:6])}" if found else ""
+    way = "add the index of these shards" if any(map(is_shard, found)) else "give the file itself"
+    raise CheckpointError(f"{path} is a folder without {', '.join(NAMES[:-1])} or {NAMES[-1]}{beside}: {way}.")
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file is named as one of several are: model-00001-of-00002.safetensors."""
+    return _SHARD.search(name) is not None
 
 
 def _may_be_weights(name: str) -> bool:
@@ -96,7 +114,7 @@ def combined(hashes: Mapping[str, str]) -> str:
 
 def known_by(path: Path) -> str:
     """The SHA-256 that a file, a folder or an index is recorded by."""
-    found = entry(path)
+    found, _ = entry(path)
     if not is_index(found):
         return sha256(found)
     return combined({part.name: sha256(part) for part in parts(found)})

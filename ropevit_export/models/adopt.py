@@ -5,7 +5,6 @@ dictionaries → candidates, by name and shape (`candidates`) → under official
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +15,12 @@ from ropevit_export.errors import CheckpointError
 from ropevit_export.models import frequencies
 from ropevit_export.models.candidates import HEADS, Candidate, candidates, is_averaged, preferred, unmixed
 from ropevit_export.models.families import FAMILIES
-from ropevit_export.models.official import Shapes
+from ropevit_export.models.grids import Grid, Grids
+from ropevit_export.models.misfit import MisfitError, named, refusal
 from ropevit_export.models.spec import ModelSpec
 from ropevit_export.models.zoo import EXAMPLES, MODELS
 from ropevit_export.values import Checkpoint, Resolution, Weights
 
-Grid = tuple[int, int]
-
-_NAMES_SHOWN = 6
 # Axial Swin files carry their frequencies as a buffer; they are compared with the formula, not loaded.
 _AXIAL_FREQUENCIES = re.compile(r"(^|\.)rope_freqs$")
 # What training keeps under the network's own names and no network computes with: losses, counters of operations and
@@ -47,39 +44,6 @@ class _Fit:
     choices: tuple[str, ...]
 
 
-class _MisfitError(Exception):
-    """`missing`, `unexpected`, `wrong` (sentences): official names that don't fit; or a `fault` behind which no name
-    is looked at.
-    """
-
-    def __init__(
-        self,
-        *,
-        missing: Collection[str] = (),
-        unexpected: Collection[str] = (),
-        wrong: Collection[str] = (),
-        fault: str = "",
-    ) -> None:
-        super().__init__(fault)
-        self.missing, self.unexpected, self.wrong, self.fault = (
-            sorted(missing),
-            sorted(unexpected),
-            sorted(wrong),
-            fault,
-        )
-
-    @property
-    def size(self) -> int:
-        """By how much it misses; a fault is found only where the names fit."""
-        return len(self.missing) + len(self.unexpected) + len(self.wrong)
-
-    def sentence(self, spec: ModelSpec) -> str:
-        if self.fault:
-            return self.fault
-        parts = (("missing", self.missing), ("unexpected", self.unexpected), ("wrong shape", self.wrong))
-        return f"does not fit {spec.name}: {'; '.join(f'{kind} {_named(names)}' for kind, names in parts if names)}."
-
-
 def adopt(
     spec: ModelSpec, checkpoint: Checkpoint, *, key: str | None = None, sizes: Sequence[Resolution] = ()
 ) -> Weights:
@@ -99,7 +63,8 @@ def adopt(
     if not fits and key is None:
         fits, _ = _tried(spec, unmixed(checkpoint.dictionaries), sizes)
     if not fits:
-        raise CheckpointError(_refusal(spec, checkpoint, misfits, sizes))
+        candidate, misfit = min(misfits, key=lambda pair: pair[1].size)
+        raise CheckpointError(refusal(spec, checkpoint, candidate, misfit, _owner(spec, candidate, sizes)))
     fit, of_several = _chosen(checkpoint, fits)
     if passed_over := [each for each, _ in misfits if each.key != fit.candidate.key and not fit.candidate.renamed]:
         of_several.append(f"passed over, as it does not fit: {_keys(passed_over)}")
@@ -109,8 +74,13 @@ def adopt(
         for place, made_by in checkpoint.unread.items()
         if made_by.startswith("a list without names") and not place.startswith("optim")
     ]
+    if checkpoint.beside:
+        of_several.append(f"of the folder {checkpoint.source} is read, not {named(checkpoint.beside)}")
+    tensors = {name: _float32(checkpoint.source, name, tensor) for name, tensor in fit.tensors.items()}
+    if empty := [name for name, tensor in tensors.items() if tensor.ndim > 1 and not bool(tensor.any())]:
+        of_several.append(f"zeros alone are in {named(empty)}: so they are where a download has not ended")
     return Weights(
-        tensors={name: _float32(checkpoint.source, name, tensor) for name, tensor in fit.tensors.items()},
+        tensors=tensors,
         classes=fit.classes,
         embed_grid=fit.embed_grid,
         window=fit.window,
@@ -120,13 +90,13 @@ def adopt(
 
 def _tried(
     spec: ModelSpec, given: Iterable[Candidate], sizes: Sequence[Resolution]
-) -> tuple[list[_Fit], list[tuple[Candidate, _MisfitError]]]:
+) -> tuple[list[_Fit], list[tuple[Candidate, MisfitError]]]:
     fits: list[_Fit] = []
     misfits = []
     for candidate in given:
         try:
             fits.append(_fitted(spec, candidate, sizes))
-        except _MisfitError as error:
+        except MisfitError as error:
             misfits.append((candidate, error))
     return fits, misfits
 
@@ -162,17 +132,17 @@ def _keys(given: Iterable[Candidate]) -> str:
 
 
 def _fitted(spec: ModelSpec, candidate: Candidate, sizes: Sequence[Resolution], *, strict: bool = False) -> _Fit:
-    """Raises _MisfitError. `strict`: with nothing left over."""
+    """Raises MisfitError. `strict`: with nothing left over."""
     family = FAMILIES[spec.family]
     try:
         official = family.official(spec, candidate.tensors)
     except CheckpointError as error:
-        raise _MisfitError(fault=str(error)) from error
+        raise MisfitError(fault=str(error)) from error
     tensors, choices = dict(official.tensors), list(official.choices)
     if candidate.renamed:
         choices.append("names are read without model, backbone and the like, which stand before some of them only")
     if fault := _frequency_fault(spec, tensors):
-        raise _MisfitError(fault=fault)
+        raise MisfitError(fault=fault)
     for name in _fixed_frequencies(spec, tensors):
         del tensors[name]
     filed = family.as_filed(spec, tensors)
@@ -184,7 +154,7 @@ def _fitted(spec: ModelSpec, candidate: Candidate, sizes: Sequence[Resolution], 
     classes = _classes(tensors)
     expected = family.shapes(filed, classes)
     expected |= {name: tuple(tensors[name].shape) for name in family.OPTIONAL if name in tensors}
-    grids = _Grids(filed, expected, sizes)
+    grids = Grids(filed, expected, sizes)
     left = {name for name in tensors.keys() - expected.keys() if not strict and _is_unused(spec, name, tensors[name])}
     missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys() - left
     wrong = [fault for name in expected.keys() & tensors.keys() if (fault := grids.fault(name, tensors[name]))]
@@ -192,9 +162,9 @@ def _fitted(spec: ModelSpec, candidate: Candidate, sizes: Sequence[Resolution], 
         sides = " and ".join("x".join(map(str, window)) for window in sorted(grids.windows))
         wrong.append(f"relative_position_bias_table, of windows of {sides} tokens: needs one for all stages")
     if missing or unexpected or wrong:
-        raise _MisfitError(missing=missing, unexpected=unexpected, wrong=wrong)
+        raise MisfitError(missing=missing, unexpected=unexpected, wrong=wrong)
     if left | beside:
-        choices.append(f"left out of the file, no part of the model: {_named(sorted(left | beside))}")
+        choices.append(f"left out of the file, no part of the model: {named(sorted(left | beside))}")
     return _Fit(
         candidate=candidate,
         tensors={name: tensors[name] for name in expected},
@@ -211,7 +181,7 @@ def _classes(tensors: Mapping[str, torch.Tensor]) -> int:
     if head is None:
         return 1 if "head.bias" in tensors else 0  # of which the weight is then missing
     if head.ndim == 2 and head.shape[0] == 0:
-        raise _MisfitError(fault="head.weight has no rows, needs at least one class.")
+        raise MisfitError(fault="head.weight has no rows, needs at least one class.")
     return head.shape[0] if head.ndim == 2 else 1
 
 
@@ -264,56 +234,6 @@ def _is_unused(spec: ModelSpec, name: str, tensor: torch.Tensor) -> bool:
     return name in FAMILIES[spec.family].unused(spec)
 
 
-class _Grids:
-    """Whether shapes will do. Position tables may have been fine-tuned on another grid or window than the published
-    one: `embed` and `windows` are what they are on. A square one can be told by its size, another must be a size asked
-    for. A Swin has one window in all its stages.
-    """
-
-    def __init__(self, spec: ModelSpec, expected: Shapes, sizes: Sequence[Resolution]) -> None:
-        self.expected = expected
-        self.front = spec.embedded_prefix
-        self.embed: Grid | None = None
-        self.windows: set[Grid] = set()
-        self._grids = [spec.grid(size) for size in sizes]
-        self._windows = [spec.window(size) for size in sizes]
-
-    def fault(self, name: str, tensor: torch.Tensor) -> str | None:
-        """None if the shape will do."""
-        expected, given = self.expected[name], tuple(tensor.shape)
-        sentence = f"{name} {given}, needs {expected}"
-        if name == "pos_embed" and len(given) == 3 and (given[0], given[2]) == (expected[0], expected[2]):
-            self.embed = _grid(given[1] - self.front, self._grids)
-            return None if self.embed else f"{sentence}, a square grid or that of a --res"
-        if name.endswith("relative_position_bias_table") and len(given) == 2 and given[1] == expected[1]:
-            doubled = _grid(given[0], [(2 * rows - 1, 2 * columns - 1) for rows, columns in self._windows])
-            if doubled is None or doubled[0] % 2 == 0 or doubled[1] % 2 == 0:
-                return sentence
-            self.windows.add((doubled[0] // 2 + 1, doubled[1] // 2 + 1))
-            return None
-        if name == "patch_embed.proj.weight" and len(given) == 4 and given[1] != expected[1]:
-            return f"{sentence}: {_channels(given[1])}"
-        return None if given == expected else sentence
-
-
-def _channels(count: int) -> str:
-    """What to do about a model that was trained on images of other channels than three."""
-    if count == 1:
-        return (
-            "it is of a model for gray images, and graphs take RGB. Gray pictures as RGB have equal channels: for them "
-            "w.repeat(1, 3, 1, 1) / 3 in its place is the same model, with one --mean and one --std for all channels"
-        )
-    return f"it is of a model for images of {count} channels, and graphs take RGB: it can't be exported"
-
-
-def _grid(count: int, asked: Iterable[Grid]) -> Grid | None:
-    """Rows and columns of so many positions."""
-    side = math.isqrt(max(count, 0))
-    if side**2 == count and side:
-        return side, side
-    return next(((rows, columns) for rows, columns in asked if rows * columns == count), None)
-
-
 def _fixed_frequencies(spec: ModelSpec, names: Iterable[str]) -> set[str]:
     """Those of `names` that the model computes: they are checked, not loaded."""
     return {name for name in names if spec.rope.kind == "axial" and _AXIAL_FREQUENCIES.search(name)}
@@ -350,80 +270,6 @@ def _float32(source: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return f"{', '.join(names[:_NAMES_SHOWN])}{more}"
-
-
-# Errors
-
-
-def _refusal(
-    spec: ModelSpec,
-    checkpoint: Checkpoint,
-    misfits: Sequence[tuple[Candidate, _MisfitError]],
-    sizes: Sequence[Resolution],
-) -> str:
-    """Of the candidate that misses by least."""
-    candidate, misfit = min(misfits, key=lambda pair: pair[1].size)
-    where = f" ({candidate.key})" if candidate.key else ""
-    sentence = misfit.sentence(spec)
-    text = f"{checkpoint.source}{where}{': ' if misfit.fault else ' '}{sentence}"
-    return text + (_way_out(checkpoint, candidate, misfit) or _owner(spec, candidate, sizes) or _rule(misfit))
-
-
-def _way_out(checkpoint: Checkpoint, candidate: Candidate, misfit: _MisfitError) -> str:
-    """What can be done about files of a kind that is known."""
-    unexpected, missing = misfit.unexpected, set(misfit.missing)
-    if any(".lora_" in name or ".base_layer." in name for name in candidate.tensors):
-        return " It holds LoRA adapters: merge them first, with model.merge_and_unload(), and save that."
-    if any(name.startswith(("head_dist.", "dist_token")) for name in unexpected):
-        return " It is of a distilled model, with two heads and a second class token: no model here has them."
-    place = candidate.key
-    unread = {name: origin for name, origin in checkpoint.unread.items() if not place or name.startswith(place)}
-    lost = {name: origin for name, origin in unread.items() if name.removeprefix(place).lstrip(".") in missing}
-    lost |= {name: origin for name, origin in checkpoint.unread.items() if origin.startswith("a whole pickled module")}
-    if not lost:
-        return ""
-    name, origin = next(iter(lost.items()))
-    return (
-        f" {name} is made by {origin}, which is not read: needs plain tensors, as "
-        'torch.save(model.state_dict(), "weights.pth") writes them of a model on one device.'
-    )
-
-
-def _rule(misfit: _MisfitError) -> str:
-    """The one replacement in all names that would make them fit, or what leaving names out takes."""
-    missing, unexpected = misfit.missing, misfit.unexpected
-    if misfit.wrong or not unexpected:
-        return ""
-    if not missing:
-        return (
-            " A model that computes with them is another one; if none does, leave them out of the file: "
-            f"state_dict.pop({unexpected[0]!r})."
-        )
-    for name in missing:
-        for other in unexpected:
-            rule = _replacement(other, name)
-            if rule and sorted(each.replace(*rule, 1) for each in unexpected) == missing:
-                theirs, ours = rule
-                return f" With {ours!r} for {theirs!r} in these names it would fit: rename them in the file."
-    return ""
-
-
-def _replacement(theirs: str, ours: str) -> tuple[str, str] | None:
-    """The smallest run of words to replace in one name to get the other."""
-    left, right = theirs.split("."), ours.split(".")
-    while left and right and left[-1] == right[-1]:
-        left.pop(), right.pop()
-    if len(left) + len(right) == len(theirs.split(".")) + len(ours.split(".")):  # not even the last word
-        return None
-    while left and right and left[0] == right[0]:
-        left.pop(0), right.pop(0)
-    run, place = ".".join(left), ".".join(right)
-    return (f"{run}.", f"{place}." if place else "") if run else None
-
-
 def _owner(wanted: ModelSpec, candidate: Candidate, sizes: Sequence[Resolution]) -> str:
     """A hint when the tensors are exactly another model's. A fixed table leaves no trace in a file: of models that
     differ in one, none is advised, it would compute something else without a word.
@@ -434,15 +280,15 @@ def _owner(wanted: ModelSpec, candidate: Candidate, sizes: Sequence[Resolution])
     names, shorts = (" or ".join(each) for each in zip(*((spec.name, spec.short) for spec in owners), strict=True))
     if len({spec.rope for spec in owners if spec.rope.kind != "mixed"}) > 1:  # whose frequencies are in the file
         return (
-            f" Its parameters are those of {names}, which differ in what leaves no trace in a file: only who trained "
+            f"Its parameters are those of {names}, which differ in what leaves no trace in a file: only who trained "
             "it can say which it is."
         )
-    return f" Its parameters are those of {names}: try --model {shorts}."
+    return f"Its parameters are those of {names}: try --model {shorts}."
 
 
 def _owns(spec: ModelSpec, candidate: Candidate, sizes: Sequence[Resolution]) -> bool:
     try:
         _fitted(spec, replace(candidate, beside={}), sizes, strict=True)
-    except _MisfitError:
+    except MisfitError:
         return False
     return True

@@ -24,6 +24,8 @@ _WRAPPERS = frozenset(
 _OWNERS = frozenset(["model", "backbone", "encoder", "timm_model", "net"])
 # Where a head stands that is no part of the network, beside it or beside what holds it.
 HEADS = ("head", "classifier", "fc", "linear")
+# What optimisers keep of one parameter.
+_OF_OPTIMIZERS = frozenset(["exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg"])
 # A file with two of these: what the code that writes both takes (see docs/checkpoints.md); of timm's four names what
 # timm's own `load_checkpoint` does, averaged ones first.
 _PREFERRED = (
@@ -77,7 +79,9 @@ class Candidate:
 
 def candidates(dictionaries: Mapping[str, Tensors]) -> list[Candidate]:
     """In the order of the file. Where no dictionary has a patch embedding, the one with the most tensors."""
-    cleaned = {place: _unwrapped(tensors) for place, tensors in dictionaries.items() if not _is_optimizer(place)}
+    cleaned = {
+        place: _unwrapped(tensors) for place, tensors in dictionaries.items() if not _is_optimizer(place, tensors)
+    }
     starts: dict[str, str] = {}  # what stands before an anchor, and the dictionary that this is in
     for place, tensors in cleaned.items():
         for name in tensors:
@@ -91,8 +95,8 @@ def candidates(dictionaries: Mapping[str, Tensors]) -> list[Candidate]:
     return [_candidate(cleaned, place, before, tuple(starts)) for before, place in starts.items()]
 
 
-def _is_optimizer(place: str) -> bool:
-    return any(word.startswith("optim") for word in place.split("."))
+def _is_optimizer(place: str, tensors: Tensors) -> bool:
+    return any(word.startswith("optim") for word in place.split(".")) or bool(_OF_OPTIMIZERS & tensors.keys())
 
 
 def _candidate(dictionaries: Mapping[str, Tensors], place: str, before: str, starts: tuple[str, ...]) -> Candidate:
@@ -108,14 +112,18 @@ def _candidate(dictionaries: Mapping[str, Tensors], place: str, before: str, sta
                      if f"{other}.".startswith(before)}  # fmt: skip
         return Candidate(place=holder, prefix="", tensors=flat, beside=_heads_around(dictionaries, holder))
     own = dictionaries[place]
-    prefix = before.removeprefix(f"{place}.") if place else before
-    inner = tuple(each.removeprefix(before) for each in starts if each != before and each.startswith(before))
-    mine = {name for name in own if name.startswith(prefix) and not name.removeprefix(prefix).startswith(inner)}
+    around = f"{place}." if place else ""
+    prefix = before.removeprefix(around)
+    # Of other networks in the dictionary what begins with their prefix is theirs.
+    others = tuple(each.removeprefix(around) for each in starts if each.startswith(around) and each != around)
+    theirs = tuple(each for each in others if each != prefix and not prefix.startswith(each))
+    left = {name: each for name, each in own.items() if not name.startswith(theirs)}
     return Candidate(
         place=place,
         prefix=prefix,
-        tensors={name.removeprefix(prefix): own[name] for name in own if name in mine},
-        beside={name: own[name] for name in own if name not in mine} | _heads_around(dictionaries, place),
+        tensors={name.removeprefix(prefix): each for name, each in left.items() if name.startswith(prefix)},
+        beside={name: each for name, each in left.items() if not name.startswith(prefix)}
+        | _heads_around(dictionaries, place),
     )
 
 
@@ -144,7 +152,7 @@ def _without(tensors: Tensors, words: frozenset[str]) -> Tensors | None:
 def unmixed(dictionaries: Mapping[str, Tensors]) -> Iterator[Candidate]:
     """Dictionaries in which names like `backbone.` stand before some parts of the network only: without them."""
     for place, tensors in dictionaries.items():
-        plain = None if _is_optimizer(place) else _without(tensors, _WRAPPERS | _OWNERS)
+        plain = None if _is_optimizer(place, tensors) else _without(tensors, _WRAPPERS | _OWNERS)
         if plain is not None and any(anchor in plain for anchor in _ANCHORS):
             yield Candidate(place=place, prefix="", tensors=plain, renamed=True)
 
