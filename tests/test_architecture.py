@@ -41,6 +41,8 @@ OWNERS = {
     "timm": ("models",),
     "onnxruntime": ("backends/onnxruntime.py",),
     "openvino": ("backends/openvino.py",),
+    "nncf": ("backends/openvino.py",),
+    "torchao": ("models/reference.py",),
     "tensorrt_rtx": ("backends/tensorrt_rtx.py",),
     "cuda": ("backends/engine_runner.py",),
     "tensorrt": ("backends/",),

@@ -24,7 +24,7 @@ from ropevit_export.models import reference
 from ropevit_export.request import EngineSpec
 from ropevit_export.trace.export import export_plain
 from ropevit_export.values import Plan, Precision, Resolution, Weights
-from ropevit_export.verbs import bench, plot
+from ropevit_export.verbs import bench, peers, plot
 from ropevit_export.verbs.bench import Contender, Timing, contenders
 from tests.conftest import Case, outputs_of
 
@@ -52,6 +52,14 @@ def test_contenders_of_the_same_name_are_refused() -> None:
 
 def test_the_command_line_offers_the_runners_there_are() -> None:
     assert tuple(RUNNERS) == options.BACKENDS
+    assert tuple(peers.PEERS) == options.PEERS
+
+
+def test_a_peer_of_one_runtime_wants_its_backend() -> None:
+    (bundle, made) = contenders([HERE / "a"], ["static-int8"], ["onnxruntime"])
+    assert (bundle.name, made.name, made.backend) == ("a", "static-int8", "onnxruntime")
+    with pytest.raises(UsageError, match="--peer nncf-int8 runs on openvino: add --backend openvino"):
+        contenders([HERE / "a"], ["nncf-int8"], ["onnxruntime"])
 
 
 def test_a_ratio_is_of_medians_and_its_spread_is_of_rounds() -> None:
@@ -173,7 +181,7 @@ def test_peers_compute_in_the_bundles_precision_where_they_are_on_a_gpu(
         update={"artifacts": tuple(each.model_copy(update={"precision": precision}) for each in listed.artifacts)}
     )
     (contender,) = contenders([bundle], [], [backend])
-    assert bench._peer_precision(contender, listed) == theirs
+    assert peers.precision_on(contender.backend, listed) == theirs
 
 
 @pytest.mark.parametrize("model", ["rope_mixed_ape_deit_small", "swin_rope_axial_tiny", "swin_rope_mixed_tiny"])
@@ -213,7 +221,8 @@ def test_a_plain_export_in_half_takes_the_float32_images_that_all_contenders_tak
     each = case("rope_axial_deit_small", "64")
     model = reference.build(each.spec, each.sized, each.resolution, outputs_of(each.spec, "logits"))
     half = reference.rounded(model, "fp16")
-    runner = bench._plain("onnxruntime", half, "fp16", each.images[:1], ["logits"])
+    job = peers.Job(model=model, images=each.images[:1], backend="onnxruntime", precision="fp16")
+    runner = peers.plain_session("onnxruntime", half, job)
     theirs = each.theirs[:1]
     error = np.linalg.norm(runner.run({"image": each.images[:1]})["logits"] - theirs) / np.linalg.norm(theirs)
     assert 1e-5 < error < 5e-3  # float16, and not float32
@@ -239,7 +248,8 @@ def test_on_engines_the_plain_export_is_built_into_one(
     monkeypatch.setitem(RUNNERS, "tensorrt", run)
     each = case("rope_axial_deit_small", "64")
     model = reference.build(each.spec, each.sized, each.resolution, outputs_of(each.spec, "logits"))
-    made: object = bench._plain("tensorrt", model, "fp32", each.images[:1], ["logits"])
+    job = peers.Job(model=model, images=each.images[:1], backend="tensorrt", precision="fp32")
+    made: object = peers.plain_session("tensorrt", model, job)
     assert made == (
         "plain.engine", 4, {"precision": "fp32", "targets": ("90",), "built_with": "tensorrt 11"},
     )  # fmt: skip
@@ -342,23 +352,26 @@ def test_a_contender_that_dies_is_an_error(bundle: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("peer", ["eager", "compile", "compile-bf16", "plain", "plain-int8"])
-def test_peers_run(peer: bench.Peer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("peer", peers.PEERS)
+def test_peers_run(peer: str, tmp_path: Path) -> None:
     """Of a model that their processes know too."""
-    pytest.importorskip("openvino")
+    for library in {"torchao-int8": ["torchao"], "nncf-int8": ["nncf"]}.get(peer, []):
+        pytest.importorskip(library)
+    backend = "onnxruntime" if peer == "static-int8" else "openvino"
+    pytest.importorskip(backend)
     digits = tmp_path / "digits"
     options = ("--model", "rope_mixed_deit_digits", "--res", "32", "--engine", "none", "-q", "--out", str(digits))
     assert cli.run([*options]) == 0
-    result = bench.bench(contenders([digits], [peer], ["openvino"]), rounds=2)
+    result = bench.bench(contenders([digits], [peer], [backend]), rounds=2)
     assert [each.contender for each in result.timings] == ["digits", peer]
     assert all(len(each.milliseconds) == 2 for each in result.timings)
     runtime = result.timings[1].runtime
-    assert ("to float32" in runtime) == (peer in ("compile-bf16", "plain-int8"))
+    assert ("to float32" in runtime) == (not peers.PEERS[peer].exact)
     assert "INVALID" not in runtime
 
 
 def test_a_peer_that_answers_something_else_is_invalid() -> None:
     exact = {"logits": np.random.default_rng(0).standard_normal((2, 10)).astype(np.float32)}
-    assert bench._nearness(exact, exact) == "cosine 1.0000 to float32"
-    assert bench._nearness({"logits": -exact["logits"]}, exact) == "INVALID: cosine -1.0000 to float32"
-    assert bench._nearness({"logits": exact["logits"] * np.nan}, exact) == "INVALID: answers NaN or Inf"
+    assert peers.nearness(exact, exact) == "cosine 1.0000 to float32"
+    assert peers.nearness({"logits": -exact["logits"]}, exact) == "INVALID: cosine -1.0000 to float32"
+    assert peers.nearness({"logits": exact["logits"] * np.nan}, exact) == "INVALID: answers NaN or Inf"

@@ -20,7 +20,7 @@ from ropevit_export.machine.files import sha256
 from ropevit_export.runtime import load
 from ropevit_export.tuned import Setting, candidates
 from ropevit_export.verbs import tune as tuning
-from tests.conftest import golden_of
+from tests.conftest import SMALL, golden_of
 
 AMX = ("avx512_bf16", "amx_bf16")
 
@@ -76,6 +76,35 @@ def test_the_fastest_setting_is_taken_on_this_machine(
     image, expected = golden_of(next(copy.glob("golden-*")))
     np.testing.assert_allclose(model.run(image[:1]), expected[:1], atol=1e-4)
     assert cli.run(["check", str(copy)]) == 0
+
+
+def test_an_export_can_tune_what_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def found(bundle: Path, *, batch: int, **_: object) -> tuned.Tuned:
+        asked.append(batch)
+        tuned.write(bundle, done := made(bundle, Setting(backend="onnxruntime")))
+        return done
+
+    monkeypatch.setattr(tuning, "tune", found)
+    out = tmp_path / "small"
+    assert cli.run([*SMALL, "--weights", "random", "--batch", "2:4:8", "--tune", "--out", str(out)]) == 0
+    assert asked == [2]  # the smallest that there is a graph for
+    printed = capsys.readouterr().out.splitlines()
+    assert any("onnxruntime: for latency at" in line for line in printed)
+    assert printed[-1].startswith(str(out))
+    assert load(out, "auto").describe(load(out).sizes[0]).endswith("as tuned for latency on this machine")
+
+    def refused(*_: object, **__: object) -> tuned.Tuned:
+        raise BackendError("nothing runs it.")
+
+    monkeypatch.setattr(tuning, "tune", refused)
+    assert cli.run([*SMALL, "--weights", "random", "--tune", "--force", "--out", str(out)]) == 1
+    assert f"{out} is written and whole, but can't be tuned: nothing runs it." in capsys.readouterr().err
+    assert manifest.read(out).artifacts[0].batch.min == 1
+    assert cli.run([*SMALL, "--matrix", "--tune", "--out", str(out)]) == 2
 
 
 @pytest.mark.parametrize(

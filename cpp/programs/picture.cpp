@@ -5,6 +5,7 @@
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 
 #include <jpeglib.h>
@@ -13,6 +14,10 @@ namespace ropevit {
 namespace {
 
 using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
+
+// A few bytes can stand for more memory than a machine has; as many as ropevit-export reads.
+constexpr std::size_t most_pixels = 178'000'000;
+constexpr const char* too_large = "it has more than 178 million pixels";
 
 // libjpeg reports by leaving its call; a frame that holds no objects catches it.
 struct JpegErrors {
@@ -30,8 +35,7 @@ void leave(j_common_ptr info) {
 // Warnings, such as that the file ends too early: the first is kept, the picture is then refused.
 void keep_warning(j_common_ptr info, int level) {
   if (level >= 0) return;  // a trace
-  if (info->err->num_warnings++ == 0)
-    info->err->format_message(info, reinterpret_cast<JpegErrors*>(info->err)->said);
+  if (info->err->num_warnings++ == 0) info->err->format_message(info, reinterpret_cast<JpegErrors*>(info->err)->said);
 }
 
 // What goes wrong is in `errors`; `picture` is then unfinished.
@@ -45,6 +49,10 @@ bool decode_jpeg(std::FILE* file, jpeg_decompress_struct& info, JpegErrors& erro
   jpeg_read_header(&info, TRUE);
   if (info.num_components == 4) {
     std::snprintf(errors.said, sizeof errors.said, "it has four channels, needed grey or colour");
+    return false;
+  }
+  if (std::size_t{info.image_width} * info.image_height > most_pixels) {
+    std::snprintf(errors.said, sizeof errors.said, "%s", too_large);
     return false;
   }
   info.out_color_space = JCS_RGB;
@@ -77,6 +85,8 @@ Picture png(std::FILE* file, const std::string& path) {
   const std::unique_ptr<png_image, void (*)(png_image*)> held(&image, png_image_free);
   if (png_image_begin_read_from_stdio(&image, file) == 0)
     throw InputError(path + " can't be read as a PNG: " + image.message + ".");
+  if (std::size_t{image.width} * image.height > most_pixels)
+    throw InputError(path + " can't be read as a PNG: " + too_large + ".");
   if ((image.format & PNG_FORMAT_FLAG_LINEAR) != 0)
     throw InputError(path + " has 16 bits a channel, needed 8: convert it.");
   // Colours below an alpha channel as they are stored: Pillow drops the channel and blends nothing.
@@ -99,6 +109,10 @@ Picture png(std::FILE* file, const std::string& path) {
 }  // namespace
 
 Picture read_picture(const std::string& path) {
+  std::error_code missing;
+  const bool there = std::filesystem::exists(path, missing);
+  if (there && !std::filesystem::is_regular_file(path, missing))  // a pipe would be waited for
+    throw InputError(path + " can't be read: it is a folder, pipe, socket or device, needs a file.");
   const File file(std::fopen(path.c_str(), "rb"), std::fclose);
   if (file == nullptr) throw InputError(path + " can't be read.");
   unsigned char start[8] = {};

@@ -19,7 +19,9 @@ constexpr const char* help =
     "  --out DIR      where .npy files go, logits among them; default: the working directory, without logits\n"
     "  --top K        how many logits; default 5\n"
     "  --bench [--runs N]   time N runs (default 50) of the first image, and its preparation, in milliseconds\n"
-    "  --backend B    onnxruntime (default), onnxruntime-cuda, onnxruntime-tensorrt, openvino, tensorrt, tensorrt-rtx\n"
+    "  --backend B    onnxruntime (default), onnxruntime-cuda, onnxruntime-tensorrt, openvino, tensorrt, "
+    "tensorrt-rtx;\n"
+    "                 auto: as `ropevit-export tune` found fastest on this machine\n"
     "  --library FILE the runtime's shared library, where the loader does not find it\n"
     "  --device D     of OpenVINO, or the number of the GPU\n"
     "  --threads N    that a run is spread over on a CPU\n"
@@ -112,7 +114,8 @@ void run(const ropevit::Arguments& arguments) {
 int main(int count, char** texts) {
   try {
     const ropevit::Arguments arguments(
-        count, texts, {"--backend", "--library", "--device", "--threads", "--compute", "--size", "--out", "--top", "--runs"},
+        count, texts,
+        {"--backend", "--library", "--device", "--threads", "--compute", "--size", "--out", "--top", "--runs"},
         {"--help", "--bench"});
     if (arguments.has("--help")) {
       std::fputs(help, stdout);

@@ -49,6 +49,8 @@ int verify(const ropevit::Arguments& arguments) {
   for (const ropevit::NotRun& each : found.not_run)
     std::printf("%s: not run here: %s\n", each.artifact.c_str(), each.reason.c_str());
   std::fflush(stdout);
+  if (found.comparisons.empty())
+    throw ropevit::BackendError(bundle + ": every file is as listed, but nothing of it can be run here.");
   if (wrong != 0) {
     std::fprintf(stderr, "error: %s: %zu of %zu comparisons are out of tolerance.\n", bundle.c_str(), wrong,
                  found.comparisons.size());
@@ -63,7 +65,8 @@ int verify(const ropevit::Arguments& arguments) {
 
 int main(int count, char** texts) {
   try {
-    const ropevit::Arguments arguments(count, texts, {"--backend", "--library", "--device", "--threads", "--compute"}, {"--help"});
+    const ropevit::Arguments arguments(count, texts, {"--backend", "--library", "--device", "--threads", "--compute"},
+                                       {"--help"});
     if (arguments.has("--help")) {
       std::fputs(help, stdout);
       return ropevit::good;

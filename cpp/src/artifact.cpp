@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "half.hpp"
 #include "positions.hpp"
@@ -10,13 +11,40 @@
 namespace ropevit {
 namespace {
 
-// Elements of a shape whose extents are below 2^21. Throws BundleError where they could not be held.
+// Throws BundleError for an axis that the artifact does not give a number to.
+std::vector<std::int64_t> shape_of(const ArrayEntry& entry, const Artifact& artifact, Size size, std::size_t count) {
+  const int patch = artifact.dynamic ? artifact.dynamic->patch : 1;
+  const std::int64_t rows = size.height / patch, columns = size.width / patch;
+  std::map<std::string, std::int64_t> known{
+      {"batch", static_cast<std::int64_t>(count)}, {"height", size.height}, {"width", size.width}};
+  if (artifact.dynamic)
+    known.insert({{"rows", rows},
+                  {"columns", columns},
+                  {"patches", rows * columns},
+                  {"tokens", artifact.dynamic->prefix + rows * columns}});
+  std::vector<std::int64_t> shape;
+  for (const Extent& extent : entry.shape) {
+    if (const auto* number = std::get_if<std::int64_t>(&extent)) {
+      shape.push_back(*number);
+      continue;
+    }
+    const auto found = known.find(std::get<std::string>(extent));
+    if (found == known.end())
+      throw BundleError(artifact.path + "'s " + entry.name + " has an axis " +
+                        in_quotes(std::get<std::string>(extent)) + ", but is not for any size.");
+    shape.push_back(found->second);
+  }
+  return shape;
+}
+
+// Elements of a shape whose extents are below 2^33. Throws BundleError where they could not be held.
 std::size_t count_of(const std::vector<std::int64_t>& shape, const std::string& what) {
   constexpr std::size_t most = std::size_t{1} << 34;
   std::size_t count = 1;
   for (const std::int64_t extent : shape) {
+    if (extent != 0 && count > most / static_cast<std::size_t>(extent))
+      throw BundleError(what + " has more than 2^34 elements.");
     count *= static_cast<std::size_t>(extent);
-    if (count > most) throw BundleError(what + " has more than 2^34 elements.");
   }
   return count;
 }
@@ -24,36 +52,10 @@ std::size_t count_of(const std::vector<std::int64_t>& shape, const std::string& 
 }  // namespace
 
 Buffer sized(const ArrayEntry& entry, const Artifact& artifact, Size size, std::size_t count) {
-  Buffer buffer{entry.name, entry.type, {}, nullptr, 0};
-  for (const Extent& extent : entry.shape) {
-    if (const auto* number = std::get_if<std::int64_t>(&extent)) {
-      buffer.shape.push_back(*number);
-      continue;
-    }
-    const std::string& name = std::get<std::string>(extent);
-    const int patch = artifact.dynamic ? artifact.dynamic->patch : 1;
-    const std::int64_t rows = size.height / patch, columns = size.width / patch;
-    if (name == "batch") {
-      buffer.shape.push_back(static_cast<std::int64_t>(count));
-    } else if (name == "height") {
-      buffer.shape.push_back(size.height);
-    } else if (name == "width") {
-      buffer.shape.push_back(size.width);
-    } else if (artifact.dynamic && name == "rows") {
-      buffer.shape.push_back(rows);
-    } else if (artifact.dynamic && name == "columns") {
-      buffer.shape.push_back(columns);
-    } else if (artifact.dynamic && name == "patches") {
-      buffer.shape.push_back(rows * columns);
-    } else if (artifact.dynamic && name == "tokens") {
-      buffer.shape.push_back(artifact.dynamic->prefix + rows * columns);
-    } else {
-      throw BundleError(artifact.path + " has an axis " + in_quotes(name) + ", which this library has not.");
-    }
-  }
   const std::string what = artifact.path + "'s " + entry.name;
+  Buffer buffer{entry.name, entry.type, shape_of(entry, artifact, size, count), nullptr, 0};
   buffer.bytes = count_of(buffer.shape, what) * size_of(entry.type);
-  if (buffer.shape.empty() || buffer.shape.front() != static_cast<std::int64_t>(count))
+  if (buffer.shape.front() != static_cast<std::int64_t>(count))
     throw BundleError(what + " is not for a batch of " + std::to_string(count) + ", as the artifact's batch says.");
   return buffer;
 }
@@ -73,7 +75,7 @@ std::string form_of(const std::string& backend, const std::string& precision) {
 }
 
 std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::string& backend,
-                                          const std::filesystem::path& bundle) {
+                                          const std::filesystem::path& bundle, const std::string& form) {
   const std::string kind = runs_engines(backend) ? backend : "onnx";
   std::vector<const Artifact*> found;
   for (const Artifact& each : manifest.artifacts)
@@ -81,6 +83,11 @@ std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::s
   if (found.empty())
     throw BundleError(bundle.string() + " holds no " + kind + " artifact for " + backend +
                       (kind == "onnx" ? "." : ": export it with --engine " + backend + "."));
+  if (!form.empty()) {
+    const auto other = [&](const Artifact* each) { return each->form != form; };
+    found.erase(std::remove_if(found.begin(), found.end(), other), found.end());
+    if (found.empty()) throw BundleError(bundle.string() + " holds no graph in the form " + form + ".");
+  }
   // Of a graph in several forms the backend's own, else the one for all.
   const auto order = [&](const Artifact* each) {
     return each->form == form_of(backend, each->precision) ? 0 : each->form == "portable" ? 1 : 2;
@@ -95,13 +102,13 @@ Positions positions_of(const std::filesystem::path& bundle, const Artifact& arti
   const auto file = std::find_if(artifact.files.begin(), artifact.files.end(),
                                  [](const FileEntry& each) { return each.kind == "positions"; });
   if (file == artifact.files.end() || !artifact.dynamic) return made;
-  const AnySize& grid = *artifact.dynamic;
-  for (const PositionInput& each :
-       fill_positions(bundle / file->path, size.height / grid.patch, size.width / grid.patch, grid.prefix)) {
+  for (const PositionInput& each : fill_positions(bundle / file->path, *artifact.dynamic, size)) {
     const auto entry = std::find_if(artifact.inputs.begin(), artifact.inputs.end(),
                                     [&](const ArrayEntry& input) { return input.name == each.name; });
     if (entry == artifact.inputs.end())
       throw BundleError(artifact.path + " takes no " + each.name + ", which " + file->path + " is for.");
+    if (each.shape != shape_of(*entry, artifact, size, artifact.batch.min))
+      throw BundleError(file->path + " gives " + each.name + " in another shape than " + artifact.path + " takes.");
     const std::size_t bytes = each.values.size() * size_of(entry->type);
     Block& block = made.memory.emplace_back();
     block.resize(bytes);

@@ -20,10 +20,10 @@ Buffer sized_images(const Artifact& artifact, Size size, std::size_t count);
 // The form of a graph that a backend is fastest with.
 std::string form_of(const std::string& backend, const std::string& precision);
 
-// What a backend runs of a bundle: engines of its own kind, or ONNX graphs, its own form first. Throws BundleError for
-// none.
+// What a backend runs of a bundle: engines of its own kind, or ONNX graphs of the form that is wanted, else its own form
+// first. Throws BundleError for none.
 std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::string& backend,
-                                          const std::filesystem::path& bundle);
+                                          const std::filesystem::path& bundle, const std::string& form = "");
 
 // The position inputs of one size, in the formats that the graph takes.
 struct Positions {

@@ -1,5 +1,6 @@
 #include "backend.hpp"
 
+#include "file.hpp"
 #include "text.hpp"
 
 namespace ropevit {
@@ -27,6 +28,8 @@ std::unique_ptr<Runner> load_runner(const std::filesystem::path& bundle, const A
   if (artifact.stripped)  // not every release of TensorRT can tell by the engine
     throw BackendError(artifact.path + " was built without its weights: a host has to put them back first.");
   const std::filesystem::path path = bundle / artifact.path;
+  require_file(path);  // a runtime would wait for a pipe
+  for (const FileEntry& each : artifact.files) require_file(bundle / each.path);
   const std::string& backend = options.backend;
   if (backend == "onnxruntime" || backend == "onnxruntime-cuda" || backend == "onnxruntime-tensorrt") {
 #ifdef ROPEVIT_WITH_ONNXRUNTIME
@@ -56,9 +59,32 @@ std::unique_ptr<Runner> load_runner(const std::filesystem::path& bundle, const A
     not_built("TensorRT-RTX", "-DROPEVIT_TENSORRT_RTX_INCLUDE=… and -DROPEVIT_CUDA_INCLUDE=… of its SDK");
 #endif
   }
-  throw BackendError("no backend " + in_quotes(backend) +
-                     " runs a bundle: there are onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, openvino, "
-                     "tensorrt, tensorrt-rtx.");
+  throw BackendError("no backend " + in_quotes(backend) + " runs a bundle: there are " + joined(backends()) + ".");
+}
+
+const std::vector<std::string>& backends() {
+  static const std::vector<std::string> names{"onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt",
+                                              "openvino",    "tensorrt",         "tensorrt-rtx"};
+  return names;
+}
+
+std::string version_of(const std::string& backend) {
+  try {
+#ifdef ROPEVIT_WITH_ONNXRUNTIME
+    if (backend.rfind("onnxruntime", 0) == 0) return version_of_onnxruntime();
+#endif
+#ifdef ROPEVIT_WITH_OPENVINO
+    if (backend == "openvino") return version_of_openvino();
+#endif
+#ifdef ROPEVIT_WITH_TENSORRT
+    if (backend == "tensorrt") return version_of_tensorrt();
+#endif
+#ifdef ROPEVIT_WITH_TENSORRT_RTX
+    if (backend == "tensorrt-rtx") return version_of_tensorrt_rtx();
+#endif
+  } catch (const BackendError&) {  // it is not there
+  }
+  return "";
 }
 
 }  // namespace ropevit

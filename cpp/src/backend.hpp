@@ -36,6 +36,11 @@ class DeviceContext {
   virtual void run(const void* images, const std::vector<void*>& outputs) = 0;
 };
 
+// The runtime is there and does not take the graph.
+class GraphError : public BackendError {
+  using BackendError::BackendError;
+};
+
 // A loaded artifact. Contexts are made and run by several threads at once.
 class Runner {
  public:
@@ -48,14 +53,25 @@ class Runner {
                                                         const std::vector<Buffer>& outputs, void* stream);
 };
 
-// Load an artifact on the backend that the options name. Throws BackendError.
+// Load an artifact on the backend that the options name. Throws BackendError, and BundleError where one of its files is
+// none.
 std::unique_ptr<Runner> load_runner(const std::filesystem::path& bundle, const Artifact& artifact,
                                     const Options& options);
 
 // The backends that run engines, which are artifacts of their own kind, and not ONNX graphs.
 bool runs_engines(const std::string& backend);
 
+// Their names.
+const std::vector<std::string>& backends();
+
+// The release of the library that a backend is, where it can be loaded; "" where not.
+std::string version_of(const std::string& backend);
+
 // One file each; those that were not built are exceptions that say how to build them.
+std::string version_of_onnxruntime();
+std::string version_of_openvino();
+std::string version_of_tensorrt();
+std::string version_of_tensorrt_rtx();
 std::unique_ptr<Runner> load_onnxruntime(const std::filesystem::path& model, const Artifact& artifact,
                                          const Options& options);
 std::unique_ptr<Runner> load_openvino(const std::filesystem::path& model, const Artifact& artifact,

@@ -3,7 +3,6 @@
 // Compiled once for either library, whose headers have the same names: CMakeLists.txt renames the namespace of
 // TensorRT-RTX's, so that both can be in one program.
 #include <NvInferRuntime.h>
-#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -12,6 +11,8 @@
 #include <mutex>
 
 #include "backend.hpp"
+#include "cuda.hpp"
+#include "file.hpp"
 #include "library.hpp"
 #include "sha256.hpp"
 #include "text.hpp"
@@ -33,43 +34,6 @@ constexpr const char* cure = "install libnvinfer or pip install tensorrt-cu13";
 // Classes are called through their tables of functions, which a release keeps as the headers had them.
 const std::vector<std::string> names{"libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR)};
 #endif
-
-// The functions of the CUDA runtime that are used here.
-class Cuda {
- public:
-  static const Cuda& loaded() {
-    static const Cuda* cuda = new Cuda;  // never taken apart: other threads may be in it at exit
-    return *cuda;
-  }
-
- private:
-  Library library_{"the CUDA runtime",
-                   {},
-                   "ROPEVIT_CUDART",
-                   {"libcudart.so.13", "libcudart.so.12"},
-                   "pip install nvidia-cuda-runtime"};
-
- public:
-#define ROPEVIT_CUDA(name) decltype(&::cuda##name) name = library_.symbol<decltype(&::cuda##name)>("cuda" #name)
-  ROPEVIT_CUDA(SetDevice);
-  ROPEVIT_CUDA(DeviceGetAttribute);
-  ROPEVIT_CUDA(GetErrorString);
-  ROPEVIT_CUDA(StreamCreateWithFlags);
-  ROPEVIT_CUDA(StreamDestroy);
-  ROPEVIT_CUDA(StreamSynchronize);
-  ROPEVIT_CUDA(MemcpyAsync);
-  ROPEVIT_CUDA(Free);
-#undef ROPEVIT_CUDA
-  // Not by its own name, which C++ overloads.
-  cudaError_t (*Malloc)(void**, std::size_t) = library_.symbol<cudaError_t (*)(void**, std::size_t)>("cudaMalloc");
-
-  // Throws BackendError that begins with `what`.
-  void check(cudaError_t code, const std::string& what) const {
-    if (code == cudaSuccess) return;
-    throw BackendError(what + ": " + GetErrorString(code) + " (CUDA error " + std::to_string(static_cast<int>(code)) +
-                       ")");
-  }
-};
 
 class Log : public trt::ILogger {
  public:
@@ -116,46 +80,18 @@ std::string text_of(const trt::Dims& dims) {
   return "(" + joined(extents) + ")";
 }
 
+std::string text_of_version(const Library& library) {
+  const int version = library.symbol<std::int32_t (*)()>("getInferLibVersion")();
+  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
+         std::to_string(version % 100);
+}
+
 bool within(const std::vector<std::int64_t>& shape, const trt::Dims& low, const trt::Dims& high) {
   if (static_cast<std::size_t>(low.nbDims) != shape.size()) return false;
   for (std::size_t axis = 0; axis < shape.size(); ++axis)
     if (shape[axis] < low.d[axis] || shape[axis] > high.d[axis]) return false;
   return true;
 }
-
-class Stream {
- public:
-  explicit Stream(const Cuda& cuda) : cuda_(cuda) {
-    cuda_.check(cuda_.StreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "no CUDA stream can be had");
-  }
-  ~Stream() { cuda_.StreamDestroy(stream_); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  operator cudaStream_t() const { return stream_; }
-
- private:
-  const Cuda& cuda_;
-  cudaStream_t stream_ = nullptr;
-};
-
-class DeviceMemory {
- public:
-  DeviceMemory(const Cuda& cuda, std::size_t bytes) : cuda_(&cuda) {
-    cuda.check(cuda.Malloc(&data_, bytes), "no room on the GPU for " + std::to_string(bytes) + " bytes");
-  }
-  ~DeviceMemory() {
-    if (data_ != nullptr) cuda_->Free(data_);
-  }
-  DeviceMemory(DeviceMemory&& other) noexcept : cuda_(other.cuda_), data_(std::exchange(other.data_, nullptr)) {}
-  DeviceMemory(const DeviceMemory&) = delete;
-  DeviceMemory& operator=(const DeviceMemory&) = delete;
-  DeviceMemory& operator=(DeviceMemory&&) = delete;
-  void* data() const { return data_; }
-
- private:
-  const Cuda* cuda_;
-  void* data_ = nullptr;
-};
 
 // An engine on a GPU.
 class Engine {
@@ -168,17 +104,13 @@ class Engine {
     cuda_.check(cuda_.DeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), "no GPU can be used");
     cuda_.check(cuda_.DeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_), "no GPU can be used");
     target_ = std::to_string(major) + std::to_string(minor);
-    const int version = library_.symbol<std::int32_t (*)()>("getInferLibVersion")();
-    version_ = std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
-               std::to_string(version % 100);
+    version_ = text_of_version(library_);
     const auto create = library_.symbol<void* (*)(void*, std::int32_t)>("createInferRuntime_INTERNAL");
     runtime_.reset(static_cast<trt::IRuntime*>(create(&log_, NV_TENSORRT_VERSION)));
     if (runtime_ == nullptr)
       throw BackendError(std::string(library_name) + " " + version_ + " can't be started: " + log_.reason());
-    std::ifstream stream(plan, std::ios::binary);
-    const std::vector<char> bytes{std::istreambuf_iterator<char>(stream), {}};
-    if (stream.bad() || bytes.empty()) throw BackendError(plan.string() + " can't be read.");
-    engine_.reset(runtime_->deserializeCudaEngine(bytes.data(), bytes.size()));
+    const MappedFile file(plan);
+    engine_.reset(runtime_->deserializeCudaEngine(file.content().data(), file.content().size()));
     if (engine_ == nullptr)
       throw BackendError(std::string(library_name) + " " + version_ + " can't load " + name_ + " on SM " + target_ +
                          "; it was built with " + artifact.built_with +
@@ -198,8 +130,10 @@ class Engine {
   // In every thread that works with the GPU.
   void select() const { cuda_.check(cuda_.SetDevice(device_), "the GPU is lost"); }
 
-  // A context whose shapes are set, by the first profile that holds them.
-  std::unique_ptr<trt::IExecutionContext> context(const std::vector<Buffer>& inputs, cudaStream_t stream) {
+  // A context whose shapes are set, by the first profile that holds them. Throws BundleError where it would answer in
+  // another shape than `outputs`, whose memory it writes to.
+  std::unique_ptr<trt::IExecutionContext> context(const std::vector<Buffer>& inputs, const std::vector<Buffer>& outputs,
+                                                  cudaStream_t stream) {
     const std::lock_guard<std::mutex> lock(mutex_);
 #ifdef ROPEVIT_ENGINE_RTX
     std::unique_ptr<trt::IExecutionContext> made(engine_->createExecutionContext(config_.get()));
@@ -215,6 +149,10 @@ class Engine {
       if (!made->setInputShape(each.name.c_str(), dims_of(each.shape)))
         throw BackendError(name_ + " does not take " + each.name + " of shape " + text_of(dims_of(each.shape)) + ": " +
                            log_.reason());
+    for (const Buffer& each : outputs)
+      if (const trt::Dims given = made->getTensorShape(each.name.c_str()); !within(each.shape, given, given))
+        throw BundleError(name_ + " gives " + each.name + " of shape " + text_of(given) + ", the manifest says " +
+                          text_of(dims_of(each.shape)) + ".");
     cuda_.check(cuda_.StreamSynchronize(stream), name_);
     return made;
   }
@@ -318,7 +256,7 @@ class EngineContext : public Context {
   EngineContext(std::shared_ptr<Engine> engine, const std::vector<Buffer>& inputs, const std::vector<Buffer>& outputs)
       : engine_(std::move(engine)), stream_(engine_->cuda()), image_(inputs.front()), outputs_(outputs) {
     engine_->select();
-    context_ = engine_->context(inputs, stream_);
+    context_ = engine_->context(inputs, outputs, stream_);
     for (const Buffer& each : inputs) {
       const DeviceMemory& memory = bind(each);
       if (&each != &inputs.front()) copy(memory.data(), each.data, each.bytes, cudaMemcpyHostToDevice);
@@ -363,7 +301,7 @@ class EngineDeviceContext : public DeviceContext {
                       const std::vector<Buffer>& outputs, void* stream)
       : engine_(std::move(engine)), stream_(static_cast<cudaStream_t>(stream)), image_(inputs.front().name) {
     engine_->select();
-    context_ = engine_->context(inputs, stream_);
+    context_ = engine_->context(inputs, outputs, stream_);
     for (std::size_t at = 1; at < inputs.size(); ++at) {
       const Buffer& each = inputs[at];
       const DeviceMemory& memory = memory_.emplace_back(engine_->cuda(), each.bytes);
@@ -414,6 +352,14 @@ class EngineRunner : public Runner {
 };
 
 }  // namespace
+
+#ifdef ROPEVIT_ENGINE_RTX
+std::string version_of_tensorrt_rtx() {
+#else
+std::string version_of_tensorrt() {
+#endif
+  return text_of_version(Library(library_name, {}, variable, names, cure));
+}
 
 #ifdef ROPEVIT_ENGINE_RTX
 std::unique_ptr<Runner> load_tensorrt_rtx(const std::filesystem::path& plan, const Artifact& artifact,

@@ -1,160 +1,186 @@
 #include "manifest.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <fstream>
+#include <limits>
 #include <map>
+#include <set>
 
-#define JSON_DIAGNOSTICS 1  // errors name the field
-#include <nlohmann/json.hpp>
-
+#include "file.hpp"
+#include "json.hpp"
 #include "text.hpp"
 
 namespace ropevit {
 namespace {
 
-using Json = nlohmann::json;
-
 // The newest that this library knows. Fields are only ever added within one; what changes meaning makes a new one.
 constexpr int schema = 1;
 
-[[noreturn]] void refuse(const std::string& what) { throw BundleError(what); }
+// What no number of a manifest exceeds, as in ropevit_export/bundle/manifest.py: room is made by them.
+constexpr std::size_t most_bytes = std::size_t{64} << 20;
+constexpr std::int64_t most_pixels = std::int64_t{1} << 28, longest_side = 1 << 16, most_prefix = 1 << 16;
+constexpr std::int64_t largest = std::numeric_limits<std::int32_t>::max();
+constexpr double smallest_crop = 0.05;  // below it a picture is resized to twenty times the size and more
+constexpr std::size_t most_axes = 8;
 
-int extent(const Json& json) {
-  const auto value = json.get<std::int64_t>();
-  if (value < 1 || value > 1 << 20) refuse("an extent of " + std::to_string(value) + " pixels or images");
-  return static_cast<int>(value);
-}
+// What stands for an extent that is not known before there is an image.
+const std::set<std::string> symbols{"batch", "height", "width", "rows", "columns", "patches", "tokens"};
 
-Size size(const Json& json) {
-  if (json.size() != 2) refuse("a size of " + std::to_string(json.size()) + " numbers, needed height and width");
-  return {extent(json.at(0)), extent(json.at(1))};
-}
+int extent(const Field& field) { return static_cast<int>(field.whole(1, largest)); }
 
-std::vector<Size> sizes(const Json& json) {
-  std::vector<Size> found;
-  for (const Json& each : json) found.push_back(size(each));
-  return found;
+Size size(const Field& field) {
+  const std::vector<Field> sides = field.items(2, 2);
+  const std::int64_t height = sides[0].whole(1, longest_side), width = sides[1].whole(1, longest_side);
+  if (height * width > most_pixels)
+    field.refuse(std::to_string(height) + "x" + std::to_string(width) + " has more than " +
+                 std::to_string(most_pixels) + " pixels");
+  return {static_cast<int>(height), static_cast<int>(width)};
 }
 
 // A bundle is flat: a path that leads anywhere else is not of it.
-std::string file_name(const Json& json) {
-  auto name = json.get<std::string>();
+std::string file_name(const Field& field) {
+  std::string name = field.text();
   if (name.empty() || name == "." || name == ".." || name.find_first_of("/\\") != std::string::npos)
-    refuse("the path " + in_quotes(name) + ", which is no file name");
+    field.refuse(in_quotes(name) + " is no file name");
   return name;
 }
 
-std::string sha256(const Json& json) {
-  auto digits = json.get<std::string>();
+std::string sha256(const Field& field) {
+  std::string digits = field.text();
   if (digits.size() != 64 || digits.find_first_not_of("0123456789abcdef") != std::string::npos)
-    refuse("the SHA-256 " + in_quotes(digits) + ", which is not 64 hexadecimal digits");
+    field.refuse(in_quotes(digits) + " is not 64 hexadecimal digits");
   return digits;
 }
 
-DataType type(const Json& json) {
-  const auto name = json.get<std::string>();
+DataType type(const Field& field) {
+  const std::string name = field.text();
   for (const DataType each : {DataType::uint8, DataType::float16, DataType::bfloat16, DataType::float32})
     if (name == name_of(each)) return each;
-  refuse("the number format " + in_quotes(name) + ", which this library has not");
+  field.refuse(in_quotes(name) + " is no number format of this library");
 }
 
-std::vector<ArrayEntry> arrays(const Json& json) {
-  std::vector<ArrayEntry> found;
-  for (const Json& each : json) {
-    ArrayEntry entry{each.at("name").get<std::string>(), type(each.at("dtype")), {}};
-    for (const Json& axis : each.at("shape")) {
-      if (axis.is_string())
-        entry.shape.emplace_back(axis.get<std::string>());
-      else
-        entry.shape.emplace_back(std::int64_t{extent(axis)});
+ArrayEntry array(const Field& field) {
+  ArrayEntry entry{field.at("name").text(), type(field.at("dtype")), {}};
+  if (entry.name.empty()) field.at("name").refuse("it is empty");
+  for (const Field& axis : field.at("shape").items(1, most_axes)) {
+    if (!axis.is_text()) {
+      entry.shape.emplace_back(std::int64_t{extent(axis)});
+      continue;
     }
-    found.push_back(std::move(entry));
+    const std::string symbol = axis.text();
+    if (symbols.count(symbol) == 0) axis.refuse("this library has no axis " + in_quotes(symbol));
+    entry.shape.emplace_back(symbol);
   }
-  if (found.empty()) refuse("an artifact without inputs or outputs");
+  return entry;
+}
+
+std::vector<ArrayEntry> arrays(const Field& field) {
+  std::vector<ArrayEntry> found;
+  for (const Field& each : field.items(1)) found.push_back(array(each));
   return found;
 }
 
-std::vector<FileEntry> files(const Json& json) {
+std::vector<FileEntry> files(const Field& field) {
   std::vector<FileEntry> found;
-  for (const Json& each : json)
-    found.push_back({each.at("kind").get<std::string>(), file_name(each.at("path")), sha256(each.at("sha256"))});
+  for (const Field& each : field.items())
+    found.push_back({each.at("kind").text(), file_name(each.at("path")), sha256(each.at("sha256"))});
   return found;
 }
 
-AnySize any_size(const Json& json) {
-  const int multiple = extent(json.at("multiple"));
-  const int prefix = json.value("prefix", 1);
-  if (prefix < 0 || prefix > 1 << 20) refuse("a prefix of " + std::to_string(prefix) + " tokens");
-  // Manifests of the first release had no patch: it was the multiple.
-  return {size(json.at("max")), multiple, json.contains("patch") ? extent(json.at("patch")) : multiple, prefix};
+BatchRange batch(const Field& field) {
+  const int min = extent(field.at("min")), opt = extent(field.at("opt")), max = extent(field.at("max"));
+  if (min > opt || opt > max)
+    field.refuse("batch " + std::to_string(min) + ":" + std::to_string(opt) + ":" + std::to_string(max) +
+                 " is not in order");
+  return {static_cast<std::size_t>(min), static_cast<std::size_t>(opt), static_cast<std::size_t>(max)};
 }
 
-Artifact artifact(const Json& json) {
+AnySize any_size(const Field& field) {
+  const int multiple = extent(field.at("multiple"));
+  // Manifests of the first release had neither: the patch was the multiple, and one token before the patches.
+  const auto patch = field.find("patch"), prefix = field.find("prefix");
+  return {size(field.at("max")), multiple, patch ? extent(*patch) : multiple,
+          prefix ? static_cast<int>(prefix->whole(0, most_prefix)) : 1};
+}
+
+Artifact artifact(const Field& field) {
   Artifact found;
-  found.kind = json.at("kind").get<std::string>();
-  found.path = file_name(json.at("path"));
-  found.sha256 = sha256(json.at("sha256"));
-  found.resolutions = sizes(json.at("resolutions"));
-  const Json& batch = json.at("batch");
-  const auto images = [&](const char* name) { return static_cast<std::size_t>(extent(batch.at(name))); };
-  found.batch = {images("min"), images("opt"), images("max")};
-  if (found.batch.min > found.batch.max) refuse(found.path + " with a batch whose min is above its max");
-  found.precision = json.at("precision").get<std::string>();
-  found.form = json.value("form", "portable");
-  found.inputs = arrays(json.at("inputs"));
-  found.outputs = arrays(json.at("outputs"));
-  found.built_with = json.at("built_with").get<std::string>();
-  found.targets = json.at("targets").get<std::vector<std::string>>();
-  found.files = files(json.value("files", Json::array()));
-  if (json.contains("dynamic") && !json.at("dynamic").is_null()) found.dynamic = any_size(json.at("dynamic"));
-  if (json.contains("options")) found.stripped = json.at("options").value("strip_weights", false);
+  found.kind = field.at("kind").text();
+  found.path = file_name(field.at("path"));
+  found.sha256 = sha256(field.at("sha256"));
+  for (const Field& each : field.at("resolutions").items(1)) found.resolutions.push_back(size(each));
+  found.batch = batch(field.at("batch"));
+  found.precision = field.at("precision").text();
+  if (const auto form = field.find("form")) found.form = form->text();
+  found.inputs = arrays(field.at("inputs"));
+  found.outputs = arrays(field.at("outputs"));
+  found.built_with = field.at("built_with").text();
+  for (const Field& each : field.at("targets").items()) found.targets.push_back(each.text());
+  if (const auto listed = field.find("files")) found.files = files(*listed);
+  if (const auto dynamic = field.find("dynamic")) found.dynamic = any_size(*dynamic);
+  if (const auto options = field.find("options"))
+    if (const auto stripped = options->find("strip_weights")) found.stripped = stripped->flag();
   return found;
 }
 
-Preprocess preprocess(const Json& json) {
+std::array<double, 3> channels(const Field& field) {
+  const std::vector<Field> each = field.items(3, 3);
+  return {each[0].number(), each[1].number(), each[2].number()};
+}
+
+// One of two words.
+bool is_first(const Field& field, const char* first, const char* second) {
+  const std::string word = field.text();
+  if (word != first && word != second) field.refuse(in_quotes(word) + " was given, needs " + first + " or " + second);
+  return word == first;
+}
+
+Preprocess preprocess(const Field& field) {
   Preprocess found{};
-  found.mean = json.at("mean").get<std::array<double, 3>>();
-  found.deviation = json.at("std").get<std::array<double, 3>>();
-  for (const double each : found.deviation)
-    if (!(each > 0)) refuse("a std that is not above 0");
-  const auto interpolation = json.at("interpolation").get<std::string>();
-  if (interpolation != "bicubic" && interpolation != "bilinear")
-    refuse("the interpolation " + in_quotes(interpolation));
-  found.interpolation = interpolation == "bicubic" ? Interpolation::bicubic : Interpolation::bilinear;
-  found.crop = json.at("crop").get<double>();
-  if (!(found.crop > 0 && found.crop <= 1)) refuse("a crop that is not above 0 and at most 1");
-  const auto mode = json.value("crop_mode", "center");
-  if (mode != "center" && mode != "squash") refuse("the crop_mode " + in_quotes(mode));
-  found.squash = mode == "squash";
-  const auto layout = json.at("layout").get<std::string>();
-  found.type = type(json.at("dtype"));
-  found.nhwc = found.type == DataType::uint8;
-  if (layout != (found.nhwc ? "NHWC" : "NCHW"))
-    refuse("the layout " + in_quotes(layout) + " of " + name_of(found.type));
+  found.mean = channels(field.at("mean"));
+  found.deviation = channels(field.at("std"));
+  for (const Field& each : field.at("std").items())
+    if (each.number() <= 0) each.refuse("a number above 0 is needed: images are divided by it");
+  found.interpolation =
+      is_first(field.at("interpolation"), "bicubic", "bilinear") ? Interpolation::bicubic : Interpolation::bilinear;
+  found.crop = field.at("crop").number();
+  if (found.crop < smallest_crop || found.crop > 1) field.at("crop").refuse("a number from 0.05 to 1 is needed");
+  if (const auto mode = field.find("crop_mode")) found.squash = is_first(*mode, "squash", "center");
+  found.type = type(field.at("dtype"));
+  found.nhwc = is_first(field.at("layout"), "NHWC", "NCHW");
+  if (found.nhwc != (found.type == DataType::uint8))
+    field.at("layout").refuse(in_quotes(field.at("layout").text()) + " is no layout of " + name_of(found.type));
   return found;
 }
 
-Manifest manifest(const Json& json) {
+ParityEntry parity(const Field& field) {
+  const Field limits = field.at("tolerance");
+  return {field.at("artifact").text(),
+          size(field.at("resolution")),
+          {limits.at("relative").number(), limits.at("cosine").number()}};
+}
+
+Manifest manifest(const Field& field) {
+  const std::int64_t version = field.at("schema_version").whole(1, largest);
+  if (version != schema)
+    field.at("schema_version")
+        .refuse("it is " + std::to_string(version) + ", this library reads " + std::to_string(schema) +
+                ": take a newer ropevit");
   Manifest found;
-  found.model = json.at("model").get<std::string>();
-  found.trained = json.at("weights").at("trained").get<bool>();
-  found.classes = json.at("classes").get<int>();
-  const auto number = [&](const char* name) {
-    return json.contains(name) && !json.at(name).is_null() ? json.at(name).get<int>() : -1;
-  };
-  found.patch = number("patch");
-  found.prefix = number("prefix");
-  found.preprocess = preprocess(json.at("preprocess"));
-  for (const Json& each : json.at("artifacts")) found.artifacts.push_back(artifact(each));
-  if (found.artifacts.empty()) refuse("no artifacts");
-  for (const Json& each : json.at("parity")) {
-    const Json& limits = each.at("tolerance");
-    found.parity.push_back({each.at("artifact").get<std::string>(),
-                            size(each.at("resolution")),
-                            {limits.at("relative").get<double>(), limits.at("cosine").get<double>()}});
+  found.model = field.at("model").text();
+  found.trained = field.at("weights").at("trained").flag();
+  found.classes = static_cast<int>(field.at("classes").whole(0, largest));
+  if (const auto patch = field.find("patch")) found.patch = extent(*patch);
+  if (const auto prefix = field.find("prefix")) found.prefix = static_cast<int>(prefix->whole(0, most_prefix));
+  found.preprocess = preprocess(field.at("preprocess"));
+  for (const Field& each : field.at("artifacts").items(1)) found.artifacts.push_back(artifact(each));
+  std::set<std::string> compared;
+  for (const Field& each : field.at("parity").items()) {
+    found.parity.push_back(parity(each));
+    compared.insert(found.parity.back().artifact);
   }
-  found.files = files(json.at("files"));
+  for (const Artifact& each : found.artifacts)
+    if (each.kind == "onnx" && compared.count(each.path) == 0) field.at("parity").refuse("no parity for " + each.path);
+  found.files = files(field.at("files"));
   return found;
 }
 
@@ -182,22 +208,15 @@ std::vector<std::pair<std::string, std::string>> Manifest::all_files() const {
 
 Manifest read_manifest(const std::filesystem::path& bundle) {
   const std::filesystem::path path = bundle / manifest_name;
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) throw BundleError(bundle.string() + " is not a bundle: it has no " + manifest_name + ".");
+  std::error_code missing;
+  if (std::filesystem::symlink_status(path, missing).type() == std::filesystem::file_type::not_found || missing)
+    throw BundleError(bundle.string() + " is not a bundle: it has no " + manifest_name + ".");
+  const std::string content = read_file(path, most_bytes);
   try {
-    const Json json = Json::parse(stream);
-    const auto version = json.at("schema_version").get<std::int64_t>();
-    if (version != schema)
-      throw BundleError("its schema is " + std::to_string(version) + ", this library reads " + std::to_string(schema) +
-                        (version > schema ? ": take a newer ropevit" : ""));
-    return manifest(json);
+    return manifest(Field(parse_json(content)));
   } catch (const BundleError& error) {
-    throw BundleError(path.string() + " can't be used: " + error.what() + ".");
-  } catch (const Json::exception& error) {
-    const std::string said = error.what();  // "[json.exception.…] (/artifacts/0) …"
-    const std::size_t end = said.find("] ");
-    throw BundleError(path.string() + " is not a manifest of schema " + std::to_string(schema) + ": " +
-                      (end == std::string::npos ? said : said.substr(end + 2)) + ".");
+    throw BundleError(path.string() + " is not a manifest of schema " + std::to_string(schema) + ": " + error.what() +
+                      ".");
   }
 }
 

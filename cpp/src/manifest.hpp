@@ -52,7 +52,7 @@ struct Artifact {
   std::vector<Size> resolutions;
   BatchRange batch;
   std::string precision;
-  std::string form;  // portable, or the backend that it was made faster for
+  std::string form = "portable";  // or the backend that it was made faster for
   std::vector<ArrayEntry> inputs;
   std::vector<ArrayEntry> outputs;
   std::string built_with;
@@ -105,6 +105,7 @@ struct Manifest {
 };
 
 inline constexpr const char* manifest_name = "manifest.json";
+inline constexpr const char* tuned_name = "tuned.json";  // which `ropevit-export tune` leaves beside it
 
 // Throws BundleError.
 Manifest read_manifest(const std::filesystem::path& bundle);

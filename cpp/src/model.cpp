@@ -1,178 +1,31 @@
 #include <algorithm>
 #include <cstring>
-#include <list>
-#include <map>
-#include <mutex>
 
 #include "artifact.hpp"
 #include "backend.hpp"
+#include "graph.hpp"
 #include "manifest.hpp"
 #include "memory.hpp"
+#include "pool.hpp"
 #include "preprocess.hpp"
 #include "ropevit/ropevit.hpp"
 #include "text.hpp"
+#include "tuned.hpp"
 
 namespace ropevit {
 namespace {
-
-// Objects that one caller at a time uses, kept for the next one. What a caller took goes back when its lease ends.
-template <class Item>
-class Pool {
- public:
-  class Lease {
-   public:
-    Lease(Pool& pool, std::unique_ptr<Item> item) : pool_(pool), item_(std::move(item)) {}
-    ~Lease() { pool_.put(std::move(item_)); }
-    Lease(const Lease&) = delete;
-    Lease& operator=(const Lease&) = delete;
-    Item* operator->() const { return item_.get(); }
-    Item& operator*() const { return *item_; }
-
-   private:
-    Pool& pool_;
-    std::unique_ptr<Item> item_;
-  };
-
-  Pool() { idle_.reserve(most + 1); }
-
-  // An idle one that `fits`, the last used first, or a new one by `make`.
-  template <class Fits, class Make>
-  Lease take(Fits fits, Make make) {
-    std::unique_ptr<Item> item = idle(fits);
-    return Lease(*this, item ? std::move(item) : make());
-  }
-
-  // Idle ones that `match`.
-  template <class Match>
-  void give_up(Match match) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    idle_.erase(std::remove_if(idle_.begin(), idle_.end(), [&](const auto& item) { return match(*item); }),
-                idle_.end());
-  }
-
- private:
-  // Idle ones beyond this number, which many sizes in turn would leave behind, are given up, the longest unused first.
-  static constexpr std::size_t most = 16;
-
-  template <class Fits>
-  std::unique_ptr<Item> idle(Fits fits) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = std::find_if(idle_.rbegin(), idle_.rend(), [&](const auto& item) { return fits(*item); });
-    if (found == idle_.rend()) return nullptr;
-    std::unique_ptr<Item> item = std::move(*found);
-    idle_.erase(std::next(found).base());
-    return item;
-  }
-
-  void put(std::unique_ptr<Item> item) noexcept {
-    std::unique_ptr<Item> oldest;  // outlives the lock
-    const std::lock_guard<std::mutex> lock(mutex_);
-    idle_.push_back(std::move(item));
-    if (idle_.size() > most) {
-      oldest = std::move(idle_.front());
-      idle_.erase(idle_.begin());
-    }
-  }
-
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Item>> idle_;
-};
-
-// One caller's images and answers at one size and batch, bound to the runtime.
-struct Slot {
-  Size size;
-  std::size_t count = 0;
-  Block images;
-  std::vector<Block> memory;
-  std::vector<Buffer> outputs;
-  std::shared_ptr<const Positions> positions;
-  Preparation preparation;
-  std::unique_ptr<Context> context;
-};
-
-// An artifact, loaded at its first use.
-class Graph {
- public:
-  Graph(std::filesystem::path bundle, const Artifact& artifact, const Options& options)
-      : bundle_(std::move(bundle)), artifact_(artifact), options_(options) {}
-
-  const Artifact& artifact() const { return artifact_; }
-
-  Runner& runner() {
-    const std::lock_guard<std::mutex> lock(loading_);
-    if (runner_ == nullptr) runner_ = load_runner(bundle_, artifact_, options_);
-    return *runner_;
-  }
-
-  Pool<Slot>::Lease slot(Size size, std::size_t count) {
-    return slots_.take([&](const Slot& each) { return each.size == size && each.count == count; },
-                       [&] { return make_slot(size, count); });
-  }
-
-  std::shared_ptr<const Positions> positions(Size size) {
-    const std::lock_guard<std::mutex> lock(filling_);
-    for (auto each = filled_.begin(); each != filled_.end(); ++each)
-      if (each->first == size) {
-        filled_.splice(filled_.begin(), filled_, each);
-        return each->second;
-      }
-    filled_.emplace_front(size, std::make_shared<const Positions>(positions_of(bundle_, artifact_, size)));
-    while (filled_.size() > 2 && filled_bytes() > most_bytes) {
-      const Size oldest = filled_.back().first;
-      slots_.give_up([&](const Slot& each) { return each.size == oldest; });  // which hold them too
-      filled_.pop_back();
-    }
-    return filled_.front().second;
-  }
-
- private:
-  // Of a large model at 1024 one size's tables take 400 MB.
-  static constexpr std::size_t most_bytes = std::size_t{256} << 20;
-
-  std::size_t filled_bytes() const {
-    std::size_t bytes = 0;
-    for (const auto& each : filled_) {
-      bytes += 1024;  // sizes without tables must not gather without end either
-      for (const Buffer& buffer : each.second->buffers) bytes += buffer.bytes;
-    }
-    return bytes;
-  }
-
-  std::unique_ptr<Slot> make_slot(Size size, std::size_t count) {
-    auto slot = std::make_unique<Slot>();
-    slot->size = size;
-    slot->count = count;
-    slot->positions = positions(size);
-    Buffer images = sized_images(artifact_, size, count);
-    slot->images.resize(images.bytes);
-    images.data = slot->images.data();
-    std::vector<Buffer> inputs{images};
-    inputs.insert(inputs.end(), slot->positions->buffers.begin(), slot->positions->buffers.end());
-    for (const ArrayEntry& each : artifact_.outputs) {
-      Buffer output = sized(each, artifact_, size, count);
-      Block& block = slot->memory.emplace_back();
-      block.resize(output.bytes);
-      output.data = block.data();
-      slot->outputs.push_back(std::move(output));
-    }
-    slot->context = runner().bind(inputs, slot->outputs);
-    return slot;
-  }
-
-  const std::filesystem::path bundle_;
-  const Artifact& artifact_;
-  const Options options_;
-  std::mutex loading_, filling_;
-  std::unique_ptr<Runner> runner_;
-  std::list<std::pair<Size, std::shared_ptr<const Positions>>> filled_;
-  Pool<Slot> slots_;  // behind the runner, so that contexts go first
-};
 
 TensorInfo info_of(const ArrayEntry& entry) {
   TensorInfo info{entry.name, entry.type, {}};
   for (const Extent& extent : entry.shape)
     info.shape.push_back(std::holds_alternative<std::int64_t>(extent) ? std::get<std::int64_t>(extent) : -1);
   return info;
+}
+
+// Whether all but the backend is left as it comes.
+bool chooses_nothing(const Options& options) {
+  return options.form.empty() && options.library.empty() && options.threads == 0 && options.streams == 1 &&
+         options.device.empty() && options.compute.empty() && options.stream == nullptr;
 }
 
 }  // namespace
@@ -260,6 +113,7 @@ void DeviceSession::run(const void* images, const std::vector<void*>& outputs) {
 struct Model::State {
   std::filesystem::path bundle;
   Options options;
+  std::string reason;  // of the backend "auto"
   Manifest manifest;
   Normaliser normaliser;
   std::vector<std::unique_ptr<Graph>> graphs;
@@ -270,7 +124,14 @@ struct Model::State {
 
   State(const std::filesystem::path& bundle_, const Options& options_)
       : bundle(bundle_), options(options_), manifest(read_manifest(bundle)), normaliser(manifest.preprocess) {
-    for (const Artifact* each : artifacts_of(manifest, options.backend, bundle)) {
+    if (options.backend == "auto") {
+      if (!chooses_nothing(options))
+        throw BackendError("the backend \"auto\" chooses form and options itself: name a backend to choose them.");
+      Choice choice = choose(bundle);
+      options = std::move(choice.options);
+      reason = ", " + choice.reason;
+    }
+    for (const Artifact* each : artifacts_of(manifest, options.backend, bundle, options.form)) {
       graphs.push_back(std::make_unique<Graph>(bundle, *each, options));
       for (const Size size : each->resolutions)
         if (std::find(sizes.begin(), sizes.end(), size) == sizes.end()) sizes.push_back(size);
@@ -323,7 +184,7 @@ struct Model::State {
   }
 
   void check_size(Size size) const {
-    if (size.height < 1 || size.width < 1 || size.height > 1 << 15 || size.width > 1 << 15)
+    if (size.height < 1 || size.width < 1 || std::int64_t{size.height} * size.width > 1 << 28)
       throw InputError("pictures can't be prepared for " + text_of(size) + ": the bundle serves " + served() + ".");
   }
 };
@@ -353,7 +214,7 @@ std::size_t Model::largest_batch(Size size) const { return state_->graph(size).a
 
 std::string Model::describe(Size size) const {
   Graph& graph = state_->graph(size);
-  return graph.runner().describe() + ", " + graph.artifact().path;
+  return graph.runner().describe() + ", " + graph.artifact().path + state_->reason;
 }
 
 std::size_t Model::input_bytes(Size size) const noexcept { return state_->image_bytes(size); }

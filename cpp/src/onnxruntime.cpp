@@ -3,15 +3,12 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <mutex>
-#include <set>
-#include <sstream>
 
 #include "backend.hpp"
 #include "library.hpp"
+#include "machine.hpp"
 #include "text.hpp"
 
 namespace ropevit {
@@ -39,12 +36,13 @@ class Ort {
   const std::string& version() const { return version_; }
   OrtEnv* env() const { return env_; }
 
-  // Throws BackendError that begins with `what`.
+  // Throws BackendError, or another one, that begins with `what`.
+  template <class Exception = BackendError>
   void check(OrtStatus* status, const std::string& what) const {
     if (status == nullptr) return;
     const std::string said = first_line(api_->GetErrorMessage(status));
     api_->ReleaseStatus(status);
-    throw BackendError(what + ": " + said);
+    throw Exception(what + ": " + said);
   }
 
  private:
@@ -78,18 +76,6 @@ ONNXTensorElementDataType element(DataType type) {
     case DataType::float32: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   }
   throw BackendError("ONNX Runtime has not that number format.");
-}
-
-// Whether kernels of 8 bits cut sums of two products at 16 bits here: x86 without VNNI, where Linux tells.
-bool cuts_8_bit_sums() {
-  std::ifstream stream("/proc/cpuinfo");
-  for (std::string line; std::getline(stream, line);) {
-    if (line.rfind("flags", 0) != 0) continue;
-    std::istringstream words(line);
-    const std::set<std::string> flags{std::istream_iterator<std::string>(words), {}};
-    return flags.count("avx2") != 0 && flags.count("avx512_vnni") == 0 && flags.count("avx_vnni") == 0;
-  }
-  return false;
 }
 
 class OrtContext : public Context, public DeviceContext {
@@ -180,15 +166,22 @@ class OrtRunner : public Runner {
     ort_.check(ort_->CreateSessionOptions(&made), failed);
     const Owned<OrtSessionOptions> settings(made, ort_->ReleaseSessionOptions);
     ort_.check(ort_->SetSessionLogSeverityLevel(made, ORT_LOGGING_LEVEL_ERROR), failed);
-    if (options.threads > 0) ort_.check(ort_->SetIntraOpNumThreads(made, options.threads), failed);
+    int threads = options.threads;
+    if (options.streams > 1)  // each a part of them
+      threads = std::max(1, (threads > 0 ? threads : this_machine().cores) / options.streams);
+    if (threads > 0) ort_.check(ort_->SetIntraOpNumThreads(made, threads), failed);
     if (precision_ == "fp8")  // whose operators it has, but does not fuse
       ort_.check(ort_->SetSessionGraphOptimizationLevel(made, ORT_DISABLE_ALL), failed);
     as_uint8_ = cpu && precision_ == "int8" && cuts_8_bit_sums();
     if (as_uint8_) ort_.check(ort_->AddSessionConfigEntry(made, "session.x64quantprecision", "1"), failed);
     if (!cpu) add_provider(made, options);
     OrtSession* session = nullptr;
-    ort_.check(ort_->CreateSession(ort_.env(), model.c_str(), made, &session), failed);
+    ort_.check<GraphError>(ort_->CreateSession(ort_.env(), model.c_str(), made, &session), failed);
     session_.reset(session);
+    require_as_listed(artifact.inputs, "input", ort_->SessionGetInputCount, ort_->SessionGetInputName,
+                      ort_->SessionGetInputTypeInfo);
+    require_as_listed(artifact.outputs, "output", ort_->SessionGetOutputCount, ort_->SessionGetOutputName,
+                      ort_->SessionGetOutputTypeInfo);
     OrtMemoryInfo* memory = nullptr;
     ort_.check(ort_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory), failed);
     host_.reset(memory);
@@ -219,6 +212,54 @@ class OrtRunner : public Runner {
   }
 
  private:
+  // Names, formats and extents of the graph are the manifest's, by which buffers are made that ONNX Runtime writes to.
+  template <class Count, class Name, class Info>
+  void require_as_listed(const std::vector<ArrayEntry>& listed, const std::string& side, Count count_of, Name name_of_,
+                         Info info_of) const {
+    const std::string failed = "ONNX Runtime refuses " + model_;
+    std::size_t count = 0;
+    ort_.check(count_of(session_.get(), &count), failed);
+    OrtAllocator* allocator = nullptr;
+    ort_.check(ort_->GetAllocatorWithDefaultOptions(&allocator), failed);
+    std::vector<std::string> names;
+    for (std::size_t at = 0; at < count; ++at) {
+      char* name = nullptr;
+      ort_.check(name_of_(session_.get(), at, allocator, &name), failed);
+      names.emplace_back(name);
+      ort_.check(ort_->AllocatorFree(allocator, name), failed);
+    }
+    for (const ArrayEntry& each : listed) {
+      const auto at = std::find(names.begin(), names.end(), each.name);
+      if (at == names.end() || count != listed.size())
+        throw BundleError(model_ + " has the " + side + "s " + joined(names) + ", the manifest lists " +
+                          std::to_string(listed.size()) + " with " + each.name + ".");
+      OrtTypeInfo* info = nullptr;
+      ort_.check(info_of(session_.get(), static_cast<std::size_t>(at - names.begin()), &info), failed);
+      const Owned<OrtTypeInfo> held(info, ort_->ReleaseTypeInfo);
+      const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+      ort_.check(ort_->CastTypeInfoToTensorInfo(info, &tensor), failed);
+      if (tensor == nullptr || !is_as_listed(*tensor, each))
+        throw BundleError(model_ + " has the " + side + " " + each.name +
+                          " in another format or shape than the manifest lists.");
+    }
+  }
+
+  bool is_as_listed(const OrtTensorTypeAndShapeInfo& tensor, const ArrayEntry& listed) const {
+    const std::string failed = "ONNX Runtime refuses " + model_;
+    ONNXTensorElementDataType type{};
+    std::size_t rank = 0;
+    ort_.check(ort_->GetTensorElementType(&tensor, &type), failed);
+    ort_.check(ort_->GetDimensionsCount(&tensor, &rank), failed);
+    std::vector<std::int64_t> extents(rank);  // -1: any
+    ort_.check(ort_->GetDimensions(&tensor, extents.data(), rank), failed);
+    if (type != element(listed.type) || rank != listed.shape.size()) return false;
+    for (std::size_t axis = 0; axis < rank; ++axis) {
+      const auto* number = std::get_if<std::int64_t>(&listed.shape[axis]);
+      if (extents[axis] >= 0 && (number == nullptr || *number != extents[axis])) return false;
+    }
+    return true;
+  }
+
   // Added by itself a provider that can't be had is an error; nothing falls back to the CPU.
   void add_provider(OrtSessionOptions* settings, const Options& options) {
     const std::string failed = "ONNX Runtime " + ort_.version() + " can't use " + provider_ +
@@ -258,6 +299,8 @@ class OrtRunner : public Runner {
 };
 
 }  // namespace
+
+std::string version_of_onnxruntime() { return Ort::of({}).version(); }
 
 std::unique_ptr<Runner> load_onnxruntime(const std::filesystem::path& model, const Artifact& artifact,
                                          const Options& options) {

@@ -1,6 +1,8 @@
 // OpenVINO, on the CPU or another of its devices: ONNX files and its own IR.
 #include <openvino/c/openvino.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <mutex>
 
@@ -50,6 +52,7 @@ class OpenVino {
   ROPEVIT_OV(output_const_port_free);
   ROPEVIT_OV(port_get_element_type);
   ROPEVIT_OV(tensor_create_from_host_ptr);
+  ROPEVIT_OV(tensor_get_byte_size);
   ROPEVIT_OV(tensor_free);
   ROPEVIT_OV(infer_request_set_tensor);
   ROPEVIT_OV(infer_request_infer);
@@ -59,13 +62,14 @@ class OpenVino {
   const std::string& version() const { return version_; }
   ov_core_t* core() const { return core_; }
 
-  // Throws BackendError that begins with `what`.
+  // Throws BackendError, or another one, that begins with `what`.
+  template <class Exception = BackendError>
   void check(ov_status_e status, const std::string& what) const {
     if (status == ov_status_e::OK) return;
     const char* said = get_last_err_msg();
     const std::string reason = last_line(said == nullptr ? "" : said);
     free(said);
-    throw BackendError(what + ": " + reason);
+    throw Exception(what + ": " + reason);
   }
 
  private:
@@ -86,6 +90,52 @@ class OpenVino {
 
 template <class Handle>
 using Owned = std::unique_ptr<Handle, void (*)(Handle*)>;
+
+// A model without links, for OpenVINO, which follows none out of the folder: caches keep files behind links.
+class WithoutLinks {
+ public:
+  WithoutLinks(const std::filesystem::path& model, const Artifact& artifact) : file_(model) {
+    const std::filesystem::path bundle = model.parent_path();
+    std::vector<std::string> names{artifact.path};
+    for (const FileEntry& each : artifact.files) names.push_back(each.path);
+    const auto is_link = [&](const std::string& name) { return std::filesystem::is_symlink(bundle / name); };
+    if (std::none_of(names.begin(), names.end(), is_link)) return;
+    std::string made = (std::filesystem::temp_directory_path() / "ropevit-XXXXXX").string();
+    if (mkdtemp(made.data()) == nullptr)
+      throw BackendError("no folder for " + artifact.path + " without links can be made in " +
+                         std::filesystem::temp_directory_path().string() + ".");
+    folder_ = made;
+    file_ = folder_ / artifact.path;
+    try {
+      for (const std::string& name : names) place(std::filesystem::canonical(bundle / name), folder_ / name);
+    } catch (...) {
+      remove();
+      throw;
+    }
+  }
+  ~WithoutLinks() { remove(); }
+  WithoutLinks(const WithoutLinks&) = delete;
+  WithoutLinks& operator=(const WithoutLinks&) = delete;
+
+  const std::filesystem::path& file() const { return file_; }
+
+ private:
+  void remove() const {
+    std::error_code ignored;
+    if (!folder_.empty()) std::filesystem::remove_all(folder_, ignored);
+  }
+
+  // Under a second name, without a copy where the filesystem can: weights are large.
+  static void place(const std::filesystem::path& from, const std::filesystem::path& to) {
+    std::error_code other_filesystem, failed;
+    std::filesystem::create_hard_link(from, to, other_filesystem);
+    if (other_filesystem) std::filesystem::copy_file(from, to, failed);
+    if (failed)
+      throw BackendError("can't copy " + from.string() + " to " + to.string() + ": " + failed.message() + ".");
+  }
+
+  std::filesystem::path file_, folder_;
+};
 
 class OpenVinoContext : public Context {
  public:
@@ -118,6 +168,10 @@ class OpenVinoContext : public Context {
     ov_tensor_t* made = nullptr;
     openvino_.check(openvino_.tensor_create_from_host_ptr(type, shape, buffer.data, &made), what);
     const Owned<ov_tensor_t> tensor(made, openvino_.tensor_free);
+    std::size_t bytes = 0;  // OpenVINO writes as many, whatever the manifest says
+    openvino_.check(openvino_.tensor_get_byte_size(made, &bytes), what);
+    if (bytes != buffer.bytes)
+      throw BundleError(model_ + " has " + buffer.name + " in another format than the manifest lists.");
     openvino_.check(openvino_.infer_request_set_tensor(request_.get(), buffer.name.c_str(), made), what);
   }
 
@@ -133,16 +187,21 @@ class OpenVinoRunner : public Runner {
         device_(options.device.empty() ? "CPU" : options.device), compiled_(nullptr, openvino_.compiled_model_free) {
     const std::string wanted = computed_in(precision_, options.compute), threads = std::to_string(options.threads);
     ov_compiled_model_t* made = nullptr;
+    const WithoutLinks own(model, artifact);
     const auto compile = [&](auto... properties) {
-      openvino_.check(openvino_.core_compile_model_from_file(openvino_.core(), model.c_str(), device_.c_str(),
-                                                             sizeof...(properties), &made, properties...),
-                      "OpenVINO refuses " + model_);
+      openvino_.check<GraphError>(
+          openvino_.core_compile_model_from_file(openvino_.core(), own.file().c_str(), device_.c_str(),
+                                                 sizeof...(properties), &made, properties...),
+          "OpenVINO refuses " + model_);
     };
-    const char *hint = "INFERENCE_PRECISION_HINT", *mode = "PERFORMANCE_HINT";
+    const std::string streams = std::to_string(options.streams);
+    const char* hint = "INFERENCE_PRECISION_HINT";
+    const char* mode = options.streams > 1 ? "NUM_STREAMS" : "PERFORMANCE_HINT";
+    const char* way = options.streams > 1 ? streams.c_str() : "LATENCY";
     if (options.threads > 0)
-      compile(hint, wanted.c_str(), mode, "LATENCY", "INFERENCE_NUM_THREADS", threads.c_str());
+      compile(hint, wanted.c_str(), mode, way, "INFERENCE_NUM_THREADS", threads.c_str());
     else
-      compile(hint, wanted.c_str(), mode, "LATENCY");
+      compile(hint, wanted.c_str(), mode, way);
     compiled_.reset(made);
     char* said = nullptr;  // a device may take another
     openvino_.check(openvino_.compiled_model_get_property(made, hint, &said), "OpenVINO refuses " + model_);
@@ -152,11 +211,13 @@ class OpenVinoRunner : public Runner {
       throw BackendError("asked OpenVINO to compute " + model_ + " in " + wanted + ", " + device_ + " takes " + taken +
                          ".");
     taken_ = taken;
+    streams_ = options.streams;
   }
 
   std::string describe() const override {
     std::string text = "OpenVINO " + openvino_.version() + ", " + device_ + ", computed in " + taken_;
     if (precision_ == "int8" || precision_ == "fp8") text += " around " + precision_ + " codes";
+    if (streams_ > 1) text += ", " + std::to_string(streams_) + " streams";
     if (precision_ == "fp16") text += ", float16 weights: no proof against overflow";
     return text;
   }
@@ -168,10 +229,13 @@ class OpenVinoRunner : public Runner {
  private:
   const OpenVino& openvino_;
   std::string model_, precision_, device_, taken_;
+  int streams_ = 1;
   Owned<ov_compiled_model_t> compiled_;
 };
 
 }  // namespace
+
+std::string version_of_openvino() { return OpenVino::of({}).version(); }
 
 std::unique_ptr<Runner> load_openvino(const std::filesystem::path& model, const Artifact& artifact,
                                       const Options& options) {

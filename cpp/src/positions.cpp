@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "safetensors.hpp"
+#include "text.hpp"
 
 // Every product and sum below is rounded by itself, in the order in which it stands, so that the answers are the
 // exporter's to the bit: the build forbids fused multiply-adds.
@@ -18,7 +19,6 @@ using Extents = std::vector<std::int64_t>;
 
 std::vector<float> floats(const Safetensors& file, const std::string& name) {
   const Safetensors::Array& array = file[name];
-  if (array.dtype != "F32") throw BundleError("the positions' " + name + " is " + array.dtype + ", needed F32.");
   std::vector<float> values(array.bytes / sizeof(float));
   std::memcpy(values.data(), array.data, array.bytes);
   return values;
@@ -45,9 +45,6 @@ struct AxisTable {
     values = floats(file, name);
     shape = file[name].shape;
     first = by_extent ? extent * (extent - 1) / 2 : 0;
-    if (shape.size() != 4 || first + extent > shape[1])
-      throw BundleError("the positions' " + name + " is too short for " + std::to_string(extent) +
-                        " patches: it is not of this artifact.");
   }
 
   // heads · pairs numbers.
@@ -61,9 +58,6 @@ void fill_tables(const Safetensors& file, std::int64_t rows, std::int64_t column
   const AxisTable cos_x(file, "cos_x", columns), sin_x(file, "sin_x", columns);
   const AxisTable cos_y(file, "cos_y", rows), sin_y(file, "sin_y", rows);
   const Extents& of = cos_x.shape;
-  for (const AxisTable* each : {&sin_x, &cos_y, &sin_y})
-    if (each->shape[0] != of[0] || each->shape[2] != of[2] || each->shape[3] != of[3])
-      throw BundleError("the positions' tables don't fit one another.");
   const std::int64_t tokens = prefix + rows * columns, width = of[2] * of[3];
   const Extents shape{of[0], tokens, of[2], of[3]};
   const std::size_t count = count_of(shape);
@@ -127,8 +121,6 @@ void fill_embedding(const Safetensors& file, const std::string& name, Kernel ker
                     std::int64_t columns, std::vector<PositionInput>& filled) {
   const std::vector<float> embedding = floats(file, name);
   const Extents& shape = file[name].shape;
-  if (shape.size() != 3 || shape[0] < 1 || shape[1] < 1)
-    throw BundleError("the positions' " + name + " is no grid of vectors.");
   const std::int64_t height = shape[0], side = shape[1], width = shape[2];
   PositionInput resized{"pos_embed", {rows * columns, width}, {}};
   resized.values.reserve(count_of({rows, columns, width}));
@@ -152,12 +144,58 @@ void fill_embedding(const Safetensors& file, const std::string& name, Kernel ker
   filled.push_back(std::move(resized));
 }
 
+std::string text_of(const Extents& shape) {
+  std::vector<std::string> extents;
+  for (const std::int64_t each : shape) extents.push_back(std::to_string(each));
+  return "(" + joined(extents) + ")";
+}
+
+// What is wrong with a file that is to have the parts of grids up to so many rows and columns; "" for nothing.
+std::string fault(const Safetensors& file, std::int64_t rows, std::int64_t columns) {
+  std::vector<std::string> tables, held;
+  for (const auto& [name, array] : file.arrays()) {
+    const bool embedding = std::any_of(embeddings.begin(), embeddings.end(),
+                                       [&, of = name](const auto& each) { return of == each.first; });
+    if (!embedding) tables.push_back(name);
+    held.push_back(printable(name));
+    const std::size_t rank = embedding ? 3 : 4;
+    if (array.dtype != "F32" || array.shape.size() != rank)
+      return printable(name) + " is " + array.dtype + " " + text_of(array.shape) + ", needs F32 of " +
+             std::to_string(rank) + " axes";
+    const std::vector<float> numbers = floats(file, name);
+    if (!std::all_of(numbers.begin(), numbers.end(), [](float each) { return std::isfinite(each); }))
+      return printable(name) + " holds NaN or infinite values";
+  }
+  const std::string ending = file.has("cos_x") ? "" : "_by_extent";
+  const std::vector<std::string> wanted{"cos_x" + ending, "cos_y" + ending, "sin_x" + ending, "sin_y" + ending};
+  if (held.empty() || (!tables.empty() && tables != wanted))
+    return "it holds " + (held.empty() ? "nothing" : joined(held)) + ", needs cos and sin of x and y, or an embedding";
+  if (tables.empty()) return "";
+  const Extents& first = file["cos_x" + ending].shape;
+  for (const auto& [axis, extent] : {std::pair{"x", columns}, std::pair{"y", rows}}) {
+    const Extents& cos = file[std::string("cos_") + axis + ending].shape;
+    const Extents& sin = file[std::string("sin_") + axis + ending].shape;
+    const std::int64_t needed = ending.empty() ? extent : extent * (extent + 1) / 2;
+    if (cos != sin || cos[1] < needed || cos[0] != first[0] || cos[2] != first[2] || cos[3] != first[3])
+      return std::string("tables along ") + axis + " are of shapes " + text_of(cos) + " and " + text_of(sin) +
+             ", needs the same with " + std::to_string(needed) + " rows and more";
+  }
+  return "";
+}
+
 }  // namespace
 
-std::vector<PositionInput> fill_positions(const std::filesystem::path& path, int rows, int columns, int prefix) {
+std::vector<PositionInput> fill_positions(const std::filesystem::path& path, const AnySize& sizes, Size size) {
   const Safetensors file(path);
+  if (const std::string wrong = fault(file, sizes.max.height / sizes.patch, sizes.max.width / sizes.patch);
+      !wrong.empty())
+    throw BundleError(path.string() + " is not a file of position tables: " + wrong + ".");
+  if (size.height > sizes.max.height || size.width > sizes.max.width)
+    throw BundleError(path.string() + " has no tables for " + ropevit::text_of(size) +
+                      ": the graph takes sizes up to " + ropevit::text_of(sizes.max) + ".");
+  const int rows = size.height / sizes.patch, columns = size.width / sizes.patch;
   std::vector<PositionInput> filled;
-  if (file.has("cos_x") || file.has("cos_x_by_extent")) fill_tables(file, rows, columns, prefix, filled);
+  if (file.has("cos_x") || file.has("cos_x_by_extent")) fill_tables(file, rows, columns, sizes.prefix, filled);
   for (const auto& [name, kernel] : embeddings)
     if (file.has(name)) fill_embedding(file, name, kernel, rows, columns, filled);
   return filled;

@@ -15,7 +15,8 @@ struct PositionInput {
   std::vector<float> values;
 };
 
-// Filled for one grid, in float32. Throws BundleError where the file is not of the artifact.
-std::vector<PositionInput> fill_positions(const std::filesystem::path& file, int rows, int columns, int prefix);
+// Filled for one of the sizes that a graph takes, in float32. Throws BundleError for a file that does not have the
+// parts of all of them, in shapes that belong together.
+std::vector<PositionInput> fill_positions(const std::filesystem::path& file, const AnySize& sizes, Size size);
 
 }  // namespace ropevit

@@ -1,64 +1,74 @@
 #include "safetensors.hpp"
 
-#include <cstring>
-#include <fstream>
-#include <nlohmann/json.hpp>
+#include <algorithm>
+#include <limits>
+#include <utility>
 
+#include "json.hpp"
 #include "ropevit/ropevit.hpp"
 
 namespace ropevit {
 namespace {
 
-std::vector<std::byte> content_of(const std::filesystem::path& path) {
-  std::ifstream stream(path, std::ios::binary | std::ios::ate);
-  if (!stream) throw BundleError(path.string() + " can't be read: copy the whole folder.");
-  std::vector<std::byte> content(static_cast<std::size_t>(stream.tellg()));
-  stream.seekg(0);
-  if (!stream.read(reinterpret_cast<char*>(content.data()), static_cast<std::streamsize>(content.size())))
-    throw BundleError(path.string() + " can't be read to its end.");
-  return content;
+constexpr std::size_t prefix = 8;  // the header's length, little-endian
+constexpr std::size_t longest_header = 100'000'000;
+
+std::size_t bytes_of(const Field& dtype) {
+  const std::string name = dtype.text();
+  if (name == "F32") return 4;
+  if (name == "F16" || name == "BF16") return 2;
+  if (name == "U8") return 1;
+  if (name == "I64") return 8;
+  dtype.refuse(name + " is no number format of this library");
 }
 
-std::size_t bytes_of(const std::string& dtype) {
-  if (dtype == "F32") return 4;
-  if (dtype == "F16" || dtype == "BF16") return 2;
-  if (dtype == "U8") return 1;
-  if (dtype == "I64") return 8;
-  throw BundleError("the number format " + dtype + ", which this library has not");
+Safetensors::Array array(const Field& entry, std::string_view values) {
+  Safetensors::Array found{entry.at("dtype").text(), {}, nullptr, bytes_of(entry.at("dtype"))};
+  constexpr std::int64_t largest = std::numeric_limits<std::int64_t>::max();
+  for (const Field& each : entry.at("shape").items()) {
+    const std::int64_t extent = each.whole(0, largest);
+    if (extent == 0) entry.refuse("it has a shape that is empty");
+    if (found.bytes > values.size() / static_cast<std::size_t>(extent))
+      entry.refuse("it has a shape that is larger than the file");
+    found.bytes *= static_cast<std::size_t>(extent);
+    found.shape.push_back(extent);
+  }
+  const std::vector<Field> offsets = entry.at("data_offsets").items(2, 2);
+  const auto begin = static_cast<std::size_t>(offsets[0].whole(0, largest));
+  const auto end = static_cast<std::size_t>(offsets[1].whole(0, largest));
+  if (begin > end || end > values.size()) entry.refuse("it lies beyond the file's end");
+  if (end - begin != found.bytes) entry.refuse("it has a shape that is not that of its bytes");
+  found.data = reinterpret_cast<const std::byte*>(values.data()) + begin;
+  return found;
 }
 
 }  // namespace
 
-Safetensors::Safetensors(const std::filesystem::path& path) : path_(path), content_(content_of(path)) {
+Safetensors::Safetensors(const std::filesystem::path& path) : path_(path), file_(path) {
+  const std::string_view content = file_.content();
   try {
-    constexpr std::size_t prefix = 8;  // the header's length, little-endian
-    if (content_.size() < prefix) throw BundleError("it ends before its header");
+    if (content.size() < prefix) throw BundleError("it ends before its header");
     std::uint64_t length = 0;
-    for (std::size_t at = 0; at < prefix; ++at) length |= std::to_integer<std::uint64_t>(content_[at]) << (8 * at);
-    if (length > content_.size() - prefix) throw BundleError("it ends within its header");
-    const auto* text = reinterpret_cast<const char*>(content_.data()) + prefix;
-    const nlohmann::json header = nlohmann::json::parse(text, text + length);
-    const std::byte* values = content_.data() + prefix + length;
-    const std::size_t room = content_.size() - prefix - length;
-    for (const auto& [name, entry] : header.items()) {
+    for (std::size_t at = 0; at < prefix; ++at)
+      length |= static_cast<std::uint64_t>(static_cast<unsigned char>(content[at])) << (8 * at);
+    if (length > longest_header) throw BundleError("its header would be longer than 100 MB");
+    if (length > content.size() - prefix) throw BundleError("it ends within its header");
+    const nlohmann::json header = parse_json(content.substr(prefix, length));
+    const std::string_view values = content.substr(prefix + length);
+    std::vector<std::pair<const std::byte*, std::size_t>> places;
+    for (const auto& [name, entry] : Field(header).members()) {
       if (name == "__metadata__") continue;
-      Array array{entry.at("dtype").get<std::string>(), entry.at("shape").get<std::vector<std::int64_t>>(), nullptr, 0};
-      const auto offsets = entry.at("data_offsets").get<std::vector<std::uint64_t>>();
-      if (offsets.size() != 2 || offsets[0] > offsets[1] || offsets[1] > room)
-        throw BundleError(name + " lies beyond its end");
-      std::size_t wanted = bytes_of(array.dtype);
-      for (const std::int64_t extent : array.shape) {
-        if (extent < 1 || wanted > room / static_cast<std::size_t>(extent))
-          throw BundleError(name + " has a shape that is empty or larger than the file");
-        wanted *= static_cast<std::size_t>(extent);
-      }
-      array.data = values + offsets[0];
-      array.bytes = static_cast<std::size_t>(offsets[1] - offsets[0]);
-      if (array.bytes != wanted) throw BundleError(name + " has a shape that is not that of its bytes");
-      arrays_.emplace(name, std::move(array));
+      const Array& made = arrays_.emplace(name, array(entry, values)).first->second;
+      places.emplace_back(made.data, made.bytes);
     }
-  } catch (const nlohmann::json::exception& error) {
-    throw BundleError(path.string() + " is not a safetensors file: " + error.what() + ".");
+    std::sort(places.begin(), places.end());
+    const auto* at = reinterpret_cast<const std::byte*>(values.data());
+    for (const auto& [data, bytes] : places) {
+      if (data != at) throw BundleError("its arrays overlap or leave bytes between them");
+      at += bytes;
+    }
+    if (at != reinterpret_cast<const std::byte*>(values.data()) + values.size())
+      throw BundleError("it is longer than its arrays");
   } catch (const BundleError& error) {
     throw BundleError(path.string() + " is not a safetensors file: " + error.what() + ".");
   }

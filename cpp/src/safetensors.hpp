@@ -1,20 +1,23 @@
 // Safetensors files: golden inputs and answers, and what position inputs are filled from.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "file.hpp"
+
 namespace ropevit {
 
 class Safetensors {
  public:
   struct Array {
-    std::string dtype;  // F32, F16, BF16, U8, I64
-    std::vector<std::int64_t> shape;
-    const std::byte* data;
+    std::string dtype;                // F32, F16, BF16, U8, I64
+    std::vector<std::int64_t> shape;  // none of them 0
+    const std::byte* data;            // at any address
     std::size_t bytes;
   };
 
@@ -27,7 +30,7 @@ class Safetensors {
 
  private:
   std::filesystem::path path_;
-  std::vector<std::byte> content_;
+  MappedFile file_;
   std::map<std::string, Array> arrays_;
 };
 

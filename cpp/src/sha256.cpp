@@ -4,10 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
 #include <vector>
 
-#include "ropevit/ropevit.hpp"
+#include "file.hpp"
 
 namespace ropevit {
 namespace {
@@ -93,15 +92,11 @@ class Digest {
 }  // namespace
 
 std::string sha256_of(const std::filesystem::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) throw BundleError(path.string() + " can't be read.");
+  File file(path);
   Digest digest;
   std::vector<char> chunk(std::size_t{1} << 20);
-  while (stream) {
-    stream.read(chunk.data(), static_cast<std::streamsize>(chunk.size()));
-    digest.add(reinterpret_cast<const unsigned char*>(chunk.data()), static_cast<std::size_t>(stream.gcount()));
-  }
-  if (stream.bad()) throw BundleError(path.string() + " can't be read to its end.");
+  while (const std::size_t count = file.read(chunk.data(), chunk.size()))
+    digest.add(reinterpret_cast<const unsigned char*>(chunk.data()), count);
   return digest.close();
 }
 

@@ -10,6 +10,20 @@ namespace ropevit {
 
 inline std::string in_quotes(const std::string& text) { return "'" + text + "'"; }
 
+// What a terminal obeys and does not show.
+inline bool is_control(char each) { return (each >= 0 && each < 0x20) || each == 0x7f; }
+
+// With those spelled out.
+inline std::string printable(const std::string& text) {
+  std::string found;
+  for (const char each : text)
+    if (is_control(each))
+      found += std::string("\\x") + "0123456789abcdef"[each >> 4] + "0123456789abcdef"[each & 15];
+    else
+      found += each;
+  return found;
+}
+
 inline std::string joined(const std::vector<std::string>& texts, const char* between = ", ") {
   std::string found;
   for (const std::string& each : texts) found += (found.empty() ? "" : between) + each;

@@ -7,6 +7,7 @@
 #include "backend.hpp"
 #include "half.hpp"
 #include "manifest.hpp"
+#include "memory.hpp"
 #include "ropevit/ropevit.hpp"
 #include "safetensors.hpp"
 #include "sha256.hpp"
@@ -16,11 +17,12 @@ namespace ropevit {
 namespace {
 
 void check_files(const std::filesystem::path& bundle, const Manifest& manifest) {
-  std::set<std::string> known{manifest_name, "tuned.json"};  // which `ropevit-export tune` leaves there
+  std::set<std::string> known{manifest_name, tuned_name};
   for (const auto& [name, wanted] : manifest.all_files()) {
     known.insert(name);
     const std::filesystem::path path = bundle / name;
-    if (!std::filesystem::is_regular_file(path))
+    std::error_code missing;
+    if (!std::filesystem::exists(path, missing))
       throw BundleError(bundle.string() + " lacks " + name + ", which its manifest lists: copy the whole folder.");
     const std::string found = sha256_of(path);
     if (found != wanted)
@@ -29,7 +31,7 @@ void check_files(const std::filesystem::path& bundle, const Manifest& manifest) 
   }
   std::set<std::string> strangers;
   for (const auto& each : std::filesystem::directory_iterator(bundle))
-    if (known.count(each.path().filename().string()) == 0) strangers.insert(each.path().filename().string());
+    if (known.count(each.path().filename().string()) == 0) strangers.insert(printable(each.path().filename().string()));
   if (!strangers.empty())
     throw BundleError(bundle.string() + " holds " + joined({strangers.begin(), strangers.end()}) +
                       ", which its manifest does not list.");
@@ -58,12 +60,14 @@ std::vector<double> doubles(const void* data, DataType type, std::size_t count) 
   return found;
 }
 
-DataType type_of(const Safetensors::Array& array) {
-  if (array.dtype == "F32") return DataType::float32;
-  if (array.dtype == "F16") return DataType::float16;
-  if (array.dtype == "BF16") return DataType::bfloat16;
-  if (array.dtype == "U8") return DataType::uint8;
-  throw BundleError("a golden file holds " + array.dtype + ", needed floats or bytes.");
+std::string dtype_of(DataType type) {
+  switch (type) {
+    case DataType::float32: return "F32";
+    case DataType::float16: return "F16";
+    case DataType::bfloat16: return "BF16";
+    case DataType::uint8: return "U8";
+  }
+  return "";
 }
 
 // Both `samples` times `width` numbers; into max_abs, relative, cosine and not_finite.
@@ -97,27 +101,50 @@ void compare(const std::vector<double>& ours, const std::vector<double>& theirs,
   }
 }
 
-// A bundle's inputs and PyTorch's answers at one size.
-struct Golden {
-  Safetensors file;
-  std::size_t samples;
-
+// A bundle's inputs and PyTorch's answers at one size. Throws BundleError for what nothing could be compared with.
+class Golden {
+ public:
   Golden(const std::filesystem::path& bundle, const Artifact& artifact, Size size)
-      : file(bundle / ("golden-" + name(size) + ".safetensors")), samples(0) {
-    const Safetensors::Array& image = file["image"];
-    samples = image.shape.empty() ? 0 : static_cast<std::size_t>(image.shape[0]);
-    const std::size_t batch = artifact.batch.min;
-    const Buffer images = sized_images(artifact, size, batch);
-    if (samples == 0 || type_of(image) != images.type || image.bytes != samples * (images.bytes / batch))
-      throw BundleError("the golden files of " + bundle.string() + " do not fit " + artifact.path + ".");
+      : path_(bundle / ("golden-" + name(size) + ".safetensors")), file_(path_) {
+    const Safetensors::Array& image = file_["image"];
+    samples_ = image.shape.empty() ? 0 : static_cast<std::size_t>(image.shape.front());
+    std::vector<std::int64_t> wanted = sized_images(artifact, size, artifact.batch.min).shape;
+    wanted.front() = static_cast<std::int64_t>(samples_);
+    if (image.dtype != dtype_of(artifact.inputs.front().type) || image.shape != wanted)
+      refuse("its images do not fit " + artifact.path + " at " + text_of(size));
   }
 
+  std::size_t samples() const { return samples_; }
+  const Safetensors::Array& images() const { return file_["image"]; }
+  bool has(const std::string& tensor) const { return file_.has(tensor); }
+  const Safetensors::Array& operator[](const std::string& tensor) const { return file_[tensor]; }
+
+  // One output's numbers, `width` of them a sample.
+  std::vector<double> expected(const Artifact& artifact, std::size_t output, std::size_t width) const {
+    const std::string& name = artifact.outputs[output].name;
+    const Safetensors::Array& held = file_[output == 0 ? "expected" : "expected." + name];
+    if (held.dtype != "F32" || held.shape.size() < 2 || held.shape.front() != static_cast<std::int64_t>(samples_) ||
+        held.bytes != samples_ * width * sizeof(float))
+      refuse("its answers of " + name + " are not float32 for each of " + std::to_string(samples_) + " images");
+    std::vector<double> found = doubles(held.data, DataType::float32, samples_ * width);
+    if (!std::all_of(found.begin(), found.end(), [](double each) { return std::isfinite(each); }))
+      refuse("its answers of " + name + " hold NaN or infinite values");
+    if (std::all_of(found.begin(), found.end(), [](double each) { return each == 0; }))
+      refuse("its answers of " + name + " are all zero");
+    return found;
+  }
+
+  [[noreturn]] void refuse(const std::string& why) const {
+    throw BundleError(path_.string() + " is not a golden file: " + why + ".");
+  }
+
+ private:
   // As the exporter names files: one number for a square.
   static std::string name(Size size) { return size.height == size.width ? std::to_string(size.height) : text_of(size); }
 
-  const Safetensors::Array& expected(const Artifact& artifact, std::size_t output) const {
-    return file[output == 0 ? "expected" : "expected." + artifact.outputs[output].name];
-  }
+  std::filesystem::path path_;
+  Safetensors file_;
+  std::size_t samples_ = 0;
 };
 
 // The sizes of golden files that an artifact takes: those that the exporter compared it at, an engine its own.
@@ -125,7 +152,12 @@ std::vector<Size> sizes_of(const Manifest& manifest, const Artifact& artifact) {
   std::vector<Size> found;
   if (artifact.kind == "onnx") {
     for (const ParityEntry& each : manifest.parity)
-      if (each.artifact == artifact.path) found.push_back(each.resolution);
+      if (each.artifact == artifact.path) {
+        if (!artifact.takes(each.resolution))
+          throw BundleError("the manifest compares " + artifact.path + " at " + text_of(each.resolution) +
+                            ", which it says that it does not take.");
+        found.push_back(each.resolution);
+      }
   } else {
     found = artifact.resolutions;
   }
@@ -149,21 +181,21 @@ Limits limits_of(const Manifest& manifest, const Artifact& artifact) {
 void compare_positions(const std::vector<Buffer>& filled, const Golden& golden, Comparison row,
                        std::vector<Comparison>& rows) {
   for (const Buffer& each : filled) {
-    if (!golden.file.has("filled." + each.name) || each.bytes == 0) continue;
-    const Safetensors::Array& theirs = golden.file["filled." + each.name];
-    const Safetensors::Array& chosen = golden.file["filled." + each.name + ".at"];
+    if (!golden.has("filled." + each.name) || each.bytes == 0) continue;
+    const Safetensors::Array& theirs = golden["filled." + each.name];
+    const Safetensors::Array& chosen = golden["filled." + each.name + ".at"];
     const bool tables = each.shape.size() == 4;  // (tables, tokens, heads, pairs), or (patches, width)
     const std::size_t groups = tables ? static_cast<std::size_t>(each.shape[0]) : 1;
     const auto tokens = static_cast<std::size_t>(each.shape[tables ? 1 : 0]);
     const std::size_t bytes = each.bytes / groups / tokens, count = chosen.bytes / sizeof(std::int64_t);
-    if (chosen.dtype != "I64" || type_of(theirs) != each.type || theirs.bytes != groups * count * bytes)
-      throw BundleError("the golden file's " + each.name + " does not fit " + row.artifact + ".");
+    if (chosen.dtype != "I64" || theirs.dtype != dtype_of(each.type) || theirs.bytes != groups * count * bytes)
+      golden.refuse("its " + each.name + " does not fit " + row.artifact);
     std::vector<std::byte> ours;
     for (std::size_t group = 0; group < groups; ++group)
       for (std::size_t at = 0; at < count; ++at) {
         const auto token = number_at<std::int64_t>(chosen.data, at);
         if (token < 0 || static_cast<std::size_t>(token) >= tokens)
-          throw BundleError("the golden file's " + each.name + " has no token " + std::to_string(token) + ".");
+          golden.refuse("its " + each.name + " is of a token " + std::to_string(token) + ", which there is not");
         const auto* from =
             static_cast<const std::byte*>(each.data) + (group * tokens + static_cast<std::size_t>(token)) * bytes;
         ours.insert(ours.end(), from, from + bytes);
@@ -181,36 +213,42 @@ void compare_positions(const std::vector<Buffer>& filled, const Golden& golden, 
 void compare_at(Runner& runner, const std::filesystem::path& bundle, const Artifact& artifact, Size size,
                 std::size_t batch, Limits limits, bool first, std::vector<Comparison>& rows) {
   const Golden golden(bundle, artifact, size);
-  const std::size_t runs = (golden.samples + batch - 1) / batch;
+  const std::size_t samples = golden.samples(), runs = (samples + batch - 1) / batch;
+  std::vector<Buffer> outputs;
+  std::vector<std::vector<double>> ours, theirs, expected;
+  for (const ArrayEntry& each : artifact.outputs) {
+    const Buffer& output = outputs.emplace_back(sized(each, artifact, size, batch));
+    expected.push_back(golden.expected(artifact, outputs.size() - 1, output.bytes / size_of(output.type) / batch));
+  }
+  ours.resize(outputs.size());
+  theirs.resize(outputs.size());
+
   Buffer image = sized_images(artifact, size, batch);
-  std::vector<std::byte> images(image.bytes);
+  Block images;
+  images.resize(image.bytes);
   image.data = images.data();
   const Positions positions = positions_of(bundle, artifact, size);
-  std::vector<Buffer> inputs{image}, outputs;
+  std::vector<Buffer> inputs{image};
   inputs.insert(inputs.end(), positions.buffers.begin(), positions.buffers.end());
-  std::vector<std::vector<std::byte>> memory;
-  for (const ArrayEntry& each : artifact.outputs) {
-    Buffer& output = outputs.emplace_back(sized(each, artifact, size, batch));
-    output.data = memory.emplace_back(output.bytes).data();
+  std::vector<Block> memory(outputs.size());
+  for (std::size_t output = 0; output < outputs.size(); ++output) {
+    memory[output].resize(outputs[output].bytes);
+    outputs[output].data = memory[output].data();
   }
   const std::unique_ptr<Context> context = runner.bind(inputs, outputs);
 
-  std::vector<std::vector<double>> ours(outputs.size()), theirs(outputs.size());
   const std::size_t one = image.bytes / batch;
   for (std::size_t run = 0; run < runs; ++run) {
+    const auto sample = [&](std::size_t at) { return (run * batch + at) % samples; };
     for (std::size_t at = 0; at < batch; ++at)
-      std::memcpy(images.data() + at * one, golden.file["image"].data + (run * batch + at) % golden.samples * one, one);
+      std::memcpy(images.data() + at * one, golden.images().data + sample(at) * one, one);
     context->run();
     for (std::size_t output = 0; output < outputs.size(); ++output) {
       const std::size_t count = outputs[output].bytes / size_of(outputs[output].type), width = count / batch;
       const std::vector<double> answer = doubles(outputs[output].data, outputs[output].type, count);
       ours[output].insert(ours[output].end(), answer.begin(), answer.end());
-      const Safetensors::Array& expected = golden.expected(artifact, output);
-      if (expected.dtype != "F32" || expected.bytes != golden.samples * width * sizeof(float))
-        throw BundleError("the golden files of " + bundle.string() + " do not fit " + artifact.path + ".");
-      const std::vector<double> all = doubles(expected.data, DataType::float32, golden.samples * width);
       for (std::size_t at = 0; at < batch; ++at) {
-        const auto from = all.begin() + static_cast<std::ptrdiff_t>((run * batch + at) % golden.samples * width);
+        const auto from = expected[output].begin() + static_cast<std::ptrdiff_t>(sample(at) * width);
         theirs[output].insert(theirs[output].end(), from, from + static_cast<std::ptrdiff_t>(width));
       }
     }
@@ -235,7 +273,7 @@ void compare_artifact(Runner& runner, const std::filesystem::path& bundle, const
   const Limits limits = limits_of(manifest, artifact);
   for (const Size size : sizes_of(manifest, artifact)) {
     const BatchRange range = artifact.batch;
-    const std::size_t samples = Golden(bundle, artifact, size).samples;
+    const std::size_t samples = Golden(bundle, artifact, size).samples();
     std::set<std::size_t> batches{range.min, std::min(std::max(range.min, samples), range.max)};
     if (range.min == range.max) batches = {range.min};
     for (const std::size_t batch : batches)
@@ -255,7 +293,9 @@ Verification verify(const std::filesystem::path& bundle, const std::string& back
     for (const Artifact& each : manifest.artifacts)
       if (each.kind == backend) chosen.push_back(&each);
     if (chosen.empty()) chosen = artifacts_of(manifest, backend, bundle);
-    const auto foreign = [&](const Artifact* each) { return each->form != "portable" && each->form != form_of(backend, each->precision); };
+    const auto foreign = [&](const Artifact* each) {
+      return each->form != "portable" && each->form != form_of(backend, each->precision);
+    };
     chosen.erase(std::remove_if(chosen.begin(), chosen.end(), foreign), chosen.end());
   }
   Verification found;
@@ -264,6 +304,8 @@ Verification verify(const std::filesystem::path& bundle, const std::string& back
     std::unique_ptr<Runner> runner;
     try {
       runner = load_runner(bundle, *artifact, options);
+    } catch (const GraphError&) {  // a graph is for every machine, an engine for its own
+      throw;
     } catch (const BackendError& error) {
       if (!backend.empty()) throw BackendError(artifact->path + ": not run here: " + error.what());
       found.not_run.push_back({artifact->path, error.what()});

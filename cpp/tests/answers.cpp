@@ -67,8 +67,8 @@ void compare_with_python(const fs::path& bundle, const fs::path& file, int threa
   }
 }
 
-// Every grid that the bundle has tables for, from one patch on: embeddings are resized to more patches and to fewer; all
-// is rounded to the format that the graph takes.
+// Every grid that the bundle has tables for, from one patch on: embeddings are resized to more patches and to fewer;
+// all is rounded to the format that the graph takes.
 void compare_positions(const fs::path& bundle, const fs::path& folder) {
   const Manifest manifest = read_manifest(bundle);
   const Artifact& artifact = manifest.artifacts.front();

@@ -22,13 +22,14 @@ constexpr const char* plan =
     "input image float32 1 2 3 3 32 32 32 32;1 4 3 3 32 32 64 64;\n"
     "output logits float32 5\n";
 
-std::string manifest(const std::string& kind, const std::string& type, const std::string& sha = std::string(64, '0')) {
+std::string manifest(const std::string& kind, const std::string& type, const std::string& sha = std::string(64, '0'),
+                     int classes = 5) {
   const std::string artifact =
       R"({"kind": ")" + kind + R"(", "path": "model.engine", "sha256": ")" + sha +
       R"(", "resolutions": [[32, 32], [32, 64]], "batch": {"min": 1, "opt": 1, "max": 4}, "precision": "fp32",
       "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 3, "height", "width"]}],
       "outputs": [{"name": "logits", "dtype": ")" +
-      type + R"(", "shape": ["batch", 5]}],
+      type + R"(", "shape": ["batch", )" + std::to_string(classes) + R"(]}],
       "built_with": "a test", "targets": ["89"], "dynamic": {"max": [32, 64], "multiple": 16, "patch": 16}})";
   return R"({"schema_version": 1, "model": "m", "classes": 5, "weights": {"trained": false}, "files": [], "parity": [],
       "preprocess": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "crop": 1.0,
@@ -78,12 +79,20 @@ void test(const std::string& backend, const fs::path& bundle) {
   CHECK(logits[1] == 2.0F * 2 * 3 * 32 * 64);
   check_throws<InputError>([&] { session.run(images.data(), {}); }, "0 places for answers were given");
 
-  check_throws<InputError>([&] { model.run(Batch{images.data(), DataType::float32, 1, {16, 32}}, answers); },
-                           "no graph for 16x32: the bundle serves 32x32, 32x64");
-  check_throws<InputError>([&] { model.run(Batch{images.data(), DataType::float32, 5, {32, 64}}, answers); },
-                           "a batch of 5 was given, model.engine takes 1 to 4");
+  check_throws<InputError>(
+      [&] {
+        model.run(Batch{images.data(), DataType::float32, 1, {16, 32}}, answers);
+      },
+      "no graph for 16x32: the bundle serves 32x32, 32x64");
+  check_throws<InputError>(
+      [&] {
+        model.run(Batch{images.data(), DataType::float32, 5, {32, 64}}, answers);
+      },
+      "a batch of 5 was given, model.engine takes 1 to 4");
   check_throws<BackendError>(
-      [&] { model.run(Batch{images.data(), DataType::float32, 4, {32, 32}}, answers); },
+      [&] {
+        model.run(Batch{images.data(), DataType::float32, 4, {32, 32}}, answers);
+      },
       "model.engine has no profile for image (4, 3, 32, 32); it takes (1, 3, 32, 32) to (2, 3, 32, 32)");
 
   const auto load = [&] { Model loaded(bundle, options); };
@@ -100,6 +109,12 @@ void test(const std::string& backend, const fs::path& bundle) {
   write(bundle / "model.engine", plan);
   write(bundle / "manifest.json", manifest(backend, "float16"));
   check_throws<BackendError>(load, "model.engine has logits in float32, the manifest says float16");
+  write(bundle / "manifest.json", manifest(backend, "float32", std::string(64, '0'), 6));
+  check_throws<BundleError>(
+      [&] {
+        Model(bundle, options).run(Batch{images.data(), DataType::float32, 1, {32, 32}}, answers);
+      },
+      "model.engine gives logits of shape (1, 5), the manifest says (1, 6)");
   write(bundle / "manifest.json", manifest(backend == "tensorrt" ? "tensorrt-rtx" : "tensorrt", "float32"));
   check_throws<BundleError>(
       load, "holds no " + backend + " artifact for " + backend + ": export it with --engine " + backend);

@@ -31,12 +31,13 @@ MANIFEST = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 # A bundle is flat: a path that leads anywhere else is not of it.
-FileName = Field(pattern=r"^[^/\\]+$")
+FileName = Field(pattern=r"^[^/\\\x00-\x1f\x7f]+$")
 # What no number of a manifest exceeds: whoever reads one makes room by it.
 _MOST_BYTES = 64 * files.MB
 _MOST_PIXELS = 2**28
 _SMALLEST_CROP = 0.05  # below it a picture is resized to twenty times the size and more
 Extent = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Prefix = Annotated[int, Field(ge=0, le=2**16)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Side = Annotated[int, Field(ge=1, le=2**16)]
@@ -140,7 +141,7 @@ class DynamicEntry(_Strict):
     max: Size
     multiple: Extent
     patch: Extent
-    prefix: Annotated[int, Field(ge=0)] = 1
+    prefix: Prefix = 1
 
     @model_validator(mode="before")
     @classmethod
@@ -294,9 +295,9 @@ class Manifest(_Strict):
     model: str
     rope: Literal["baked", "dynamic", "inputs"]
     output: str
-    classes: int
+    classes: Annotated[int, Field(ge=0, le=2**31 - 1)]
     patch: Extent | None = None
-    prefix: Annotated[int, Field(ge=0)] | None = None
+    prefix: Prefix | None = None
     weights: WeightsEntry
     preprocess: PreprocessEntry
     artifacts: tuple[ArtifactEntry, ...]

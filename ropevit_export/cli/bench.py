@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ropevit_export.cli.export import cli
-from ropevit_export.cli.options import BACKENDS, count, list_of
+from ropevit_export.cli.options import BACKENDS, PEERS, count, list_of
 from ropevit_export.cli.terminal import add_row, progress_bar, say, show
 from ropevit_export.machine.process import quiet_libraries
 from ropevit_export.values import Resolution
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     "--peer",
     "peers",
     multiple=True,
-    type=click.Choice(["eager", "compile", "compile-bf16", "plain", "plain-int8"]),
-    help="The model in PyTorch, by torch.compile, its plain torch.onnx.export or that by quantize_dynamic; repeatable.",
+    type=click.Choice(PEERS),
+    help="What else runs the model: PyTorch, its plain torch.onnx.export, and what others make of it in 16 or 8 bits; "
+    "repeatable.",
 )
 @click.option(
     "--backend",

@@ -192,6 +192,9 @@ if TYPE_CHECKING:
 @click.option(
     "--single-file", is_flag=True, help="Weights in the ONNX file itself, up to 2 GB, instead of one beside the graphs."
 )
+@click.option(
+    "--tune", is_flag=True, help="Then find how this machine runs the bundle fastest, as `tune` does by itself."
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is whole.")
 @click.option(
     "--recipe",
@@ -240,6 +243,8 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     if options["matrix"]:
         from ropevit_export.cli import matrix
 
+        if options["tune"]:
+            raise UsageError("--tune is for one bundle: leave it out of --matrix, and `tune` each where it will run.")
         matrix.build(ctx, _request)
     else:
         _export(_one_bundle(ctx))
@@ -301,6 +306,10 @@ def _export(options: Mapping[str, Any]) -> None:
         )
     for choice in bundle.manifest.choices:
         say(choice, err=True)
+    if options["tune"]:
+        from ropevit_export.cli import tune
+
+        tune.of_new(bundle, shown=not options["as_json"], quiet=quiet)
     if options["as_json"]:
         of_the_call = {"bundle": str(bundle.path), "remark": bundle.remark, "sha256": manifest.digest(bundle.path)}
         say(json.dumps({**of_the_call, **bundle.manifest.model_dump(mode="json")}))
@@ -334,5 +343,5 @@ def _print_summary(bundle: Bundle) -> None:
     show(table, 120)
     if bundle.remark:
         say(bundle.remark)
-    say(f"manifest.json, which has every file's hash, has SHA-256 {digest(bundle.path)}: check --sha256 pins it")
+    say(f"SHA-256 of the manifest, for check --sha256: {digest(bundle.path)}")
     say(f"{bundle.path}" + ("" if manifest.weights.trained else f"  {UNTRAINED}"))

@@ -39,7 +39,7 @@ def inspect(bundle: Path, gpu: str | None, largest: int, as_json: bool) -> None:
     for engine in found.engines:
         _print_engine(engine)
     if found.sha256:
-        say(f"manifest.json has SHA-256 {found.sha256}")
+        say(f"SHA-256 of the manifest, for check --sha256: {found.sha256}")
 
 
 def _print_graphs(graphs: Iterable[GraphReport]) -> None:

@@ -23,6 +23,7 @@ BACKENDS = (
     "tensorrt",
     "tensorrt-rtx",
 )
+PEERS = ("eager", "compile", "compile-bf16", "torchao-int8", "plain", "plain-int8", "static-int8", "nncf-int8", "gemms")
 
 
 def list_of(

@@ -17,7 +17,20 @@ from ropevit_export.errors import RecipeError, UsageError
 from ropevit_export.machine import files
 
 # Options of one call, which say nothing of what is built.
-OF_THE_CALL = ("recipe", "matrix", "jobs", "ray", "out", "force", "cache", "as_json", "quiet", "verbose", "version")
+OF_THE_CALL = (
+    "recipe",
+    "matrix",
+    "jobs",
+    "ray",
+    "out",
+    "tune",
+    "force",
+    "cache",
+    "as_json",
+    "quiet",
+    "verbose",
+    "version",
+)
 
 
 def options(ctx: click.Context, recipe: Path | None) -> dict[str, Any]:

@@ -10,10 +10,12 @@ import click
 from ropevit_export.cli.export import cli
 from ropevit_export.cli.options import BACKENDS
 from ropevit_export.cli.terminal import add_row, progress_bar, say, show
+from ropevit_export.errors import RopevitError
 from ropevit_export.machine.process import quiet_libraries
 from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
+    from ropevit_export.bundle.manifest import Bundle
     from ropevit_export.tuned import Goal, Tuned
 
 
@@ -63,6 +65,20 @@ def tune(
     if as_json:
         click.echo(found.model_dump_json(indent=2))
     else:
+        _print(found)
+
+
+def of_new(bundle: Bundle, *, shown: bool, quiet: bool) -> None:
+    """The same for a bundle that was just written, in its smallest batch, with every option left alone."""
+    from ropevit_export.verbs import tune as tuning
+
+    try:
+        with quiet_libraries(), progress_bar(None, quiet=quiet) as progress:
+            smallest = bundle.manifest.artifacts[0].batch.min
+            found = tuning.tune(bundle.path, batch=smallest, progress=progress)
+    except RopevitError as error:
+        raise type(error)(f"{bundle.path} is written and whole, but can't be tuned: {error}") from error
+    if shown:
         _print(found)
 
 

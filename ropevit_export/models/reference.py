@@ -77,17 +77,25 @@ def rounded(model: Reference, precision: Precision) -> nn.Module:
 
 
 def batch_runner(
-    model: Reference, *, compiled: bool, device: str = "cpu", precision: Precision = "fp32"
+    model: Reference,
+    *,
+    compiled: bool,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    eight_bits: bool = False,
 ) -> Callable[[FloatArray], list[FloatArray]]:
     """The model as PyTorch users run it, eagerly or by `torch.compile`: images (B, 3, H, W) → answers, in order.
 
-    Both are on the host. Float32 is float32: without TF32.
+    Both are on the host. Float32 is float32: without TF32. `eight_bits`: linear layers by torchao, their inputs'
+    ranges measured as they run; raises BackendError where it is not installed.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise BackendError(f"PyTorch {torch.__version__} finds no GPU: install a build for CUDA.")
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     placed = rounded(model, precision).to(device)
+    if eight_bits:
+        _quantize(placed)
     call: Any = torch.compile(placed) if compiled else placed
 
     def run_batch(images: FloatArray) -> list[FloatArray]:
@@ -95,6 +103,32 @@ def batch_runner(
             return [answer.cpu().numpy() for answer in _listed(call(torch.from_numpy(images).to(device)))]
 
     return run_batch
+
+
+def linear_shapes(model: Reference, images: FloatArray) -> list[tuple[int, int, int]]:
+    """(tokens of the batch, inputs, outputs) of every linear layer that runs, in order, the patches' among them."""
+    found: list[tuple[int, int, int]] = []
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            found.append((output[:, 0].numel(), module.weight[0].numel(), len(module.weight)))
+        elif isinstance(module, nn.Linear):
+            found.append((inputs[0].numel() // module.in_features, module.in_features, module.out_features))
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    with torch.inference_mode():
+        model(torch.from_numpy(images))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _quantize(model: nn.Module) -> None:
+    try:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    except ImportError as error:
+        raise BackendError(f"torchao can't be imported ({error}): pip install 'ropevit-export[peers]'") from error
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
 
 
 def block_values(model: Reference, spec: ModelSpec, images: FloatArray) -> dict[str, Array]:

@@ -148,7 +148,7 @@ def fused(folder: Path, listed: manifest.Manifest, *, blocks: int) -> dict[str, 
 def take_times(step: Step) -> dict[str, Any]:
     """The bundle in turn with its peers. RoPE-Swin has no plain export: PyTorch turns by complex numbers there."""
     peers = ("eager", "compile", "plain") if find_model(step.model).window_of is None else ("eager", "compile")
-    made = contenders([Path(step.folder)], peers, [step.backend])  # type: ignore[arg-type]
+    made = contenders([Path(step.folder)], peers, [step.backend])
     result = bench(made, batches=(step.batch,), rounds=ROUNDS)
     says = ", ".join(f"{each.contender} {each.summary()['ratio']:.2f}" for each in result.timings)
     return {"passed": True, "says": f"to the first: {says}", "benchmark": result.as_json()}

@@ -7,52 +7,34 @@ order, so that a machine that slows down slows them all.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 
-from ropevit_export.backends.onnxruntime import quantize_dynamically
-from ropevit_export.backends.select import BUILDERS, ENGINES, ON_GPU, runner
-from ropevit_export.bundle import manifest
+from ropevit_export.backends.select import ON_GPU
 from ropevit_export.errors import BackendError, RopevitError, UsageError, with_kind
 from ropevit_export.images.preprocess import normalise
 from ropevit_export.machine import hardware
 from ropevit_export.machine.worker import PATIENCE, Channel, Worker, WorkerDiedError
-from ropevit_export.models.zoo import find_model
 from ropevit_export.parity import samples
-from ropevit_export.parity.compare import compare
-from ropevit_export.request import EngineSpec
 from ropevit_export.runtime import load
 from ropevit_export.tuned import Setting
-from ropevit_export.values import DTYPES, Precision, Resolution
+from ropevit_export.values import Resolution
+from ropevit_export.verbs import peers
+from ropevit_export.verbs.peers import Run
 
-if TYPE_CHECKING:
-    from ropevit_export.backends.base import Runner
-    from ropevit_export.values import Arrays, FloatArray
-
-Peer = Literal["eager", "compile", "compile-bf16", "plain", "plain-int8"]
-Run: TypeAlias = Callable[[], object]
 WARM_UP = 3
-# Below this cosine to float32 a peer's answers are no answers: its time is that of something else.
-_STILL_THE_MODEL = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contender:
-    """What is timed: a bundle on a backend, or a peer of the bundle's model.
-
-    eager, compile: the unfolded model in PyTorch. plain: its `torch.onnx.export`, on the same backend as the bundles.
-    Peers have random weights, which cost the same time. Where the bundle's backend is on a GPU they are there too, in
-    the bundle's precision; on a CPU they compute in float32, but for compile-bf16, and plain-int8, which is what
-    `onnxruntime.quantization.quantize_dynamic` makes of the plain export; their answers are compared with float32.
+    """What is timed: a bundle on a backend, or one of its `peers`, which are on a GPU where the bundle's backend is.
 
     `setting`: how a bundle runs, where not as the backend does by itself. With several streams a time is that of many
     batches, divided by their number.
@@ -60,7 +42,7 @@ class Contender:
 
     name: str
     bundle: Path
-    peer: Peer | None
+    peer: str | None
     backend: str
     setting: Setting | None = None
 
@@ -140,17 +122,17 @@ class Benchmark:
         }
 
 
-def contenders(bundles: Sequence[Path], peers: Sequence[Peer], backends: Sequence[str]) -> list[Contender]:
+def contenders(bundles: Sequence[Path], named: Sequence[str], backends: Sequence[str]) -> list[Contender]:
     """Every bundle on every backend, then the peers of the first bundle's model; ratios are to the first of all."""
     made = [
         Contender(name=_name(bundle.name, backend, backends), bundle=bundle, peer=None, backend=backend)
         for backend in backends
         for bundle in bundles
     ]
-    for peer in peers:
-        on_backends = peer in ("plain", "plain-int8")
-        for backend in backends if on_backends else backends[:1]:
-            name = _name(peer, backend, backends) if on_backends else peer
+    for peer in named:
+        kind = peers.PEERS[peer]
+        for backend in kind.on(peer, tuple(backends)):
+            name = peer if kind.backends is None else _name(peer, backend, backends)
             made.append(Contender(name=name, bundle=bundles[0], peer=peer, backend=backend))
     names = [each.name for each in made]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -328,84 +310,7 @@ def _prepare(contender: Contender, size: Resolution, batch: int) -> tuple[str, R
         if contender.batches > 1:
             return model.describe(size), lambda: list(model.run_many([images] * contender.batches))
         return model.describe(size), lambda: model.run_all(images)
-    return _peer(contender, model.manifest, size, normalise(pixels, model.preprocess))
-
-
-def _peer(contender: Contender, listed: manifest.Manifest, size: Resolution, images: FloatArray) -> tuple[str, Run]:
-    from ropevit_export.models import reference
-    from ropevit_export.models.adopt import adopt
-    from ropevit_export.models.initial import random_checkpoint
-    from ropevit_export.models.resize import resize
-
-    spec = find_model(listed.model)
-    weights = resize(spec, adopt(spec, random_checkpoint(spec, seed=0)), size)
-    outputs = [entry.value() for entry in listed.artifacts[0].outputs]
-    model = reference.build(spec, weights, size, outputs)
-    precision = _peer_precision(contender, listed)
-    names = [output.name for output in outputs]
-    if contender.peer == "plain":
-        session = _plain(contender.backend, reference.rounded(model, precision), precision, images, names)
-        return f"{session.describe}, plain torch.onnx.export", lambda: session.run({"image": images})
-    exact = reference.run(model, images) if contender.peer in ("compile-bf16", "plain-int8") else {}
-    if contender.peer == "plain-int8":
-        session = _plain_int8(contender.backend, model, images, names)
-        found = session.run({"image": images})
-        text = f"{session.describe}, onnxruntime.quantization.quantize_dynamic of the plain export"
-        return f"{text}, {_nearness(found, exact)}", lambda: session.run({"image": images})
-    device = "cuda" if contender.on_gpu else "cpu"
-    compiled = contender.peer != "eager"
-    run_batch = reference.batch_runner(model, compiled=compiled, device=device, precision=precision)
-    text = f"PyTorch {importlib.metadata.version('torch')}, {contender.peer}, {device}, {DTYPES[precision]}"
-    if exact:
-        text += f", {_nearness(dict(zip(names, run_batch(images), strict=True)), exact)}"
-    return text, lambda: run_batch(images)
-
-
-def _nearness(found: Arrays, exact: Arrays) -> str:
-    """Of a peer that is not float32, to float32."""
-    if not all(np.isfinite(found[name].astype(np.float64)).all() for name in exact):
-        return "INVALID: answers NaN or Inf"
-    least = min(compare(found[name].astype(np.float32), exact[name], name).cosine for name in exact)
-    return f"{'' if least >= _STILL_THE_MODEL else 'INVALID: '}cosine {least:.4f} to float32"
-
-
-def _peer_precision(contender: Contender, listed: manifest.Manifest) -> Precision:
-    """On a GPU the bundle's own, of 8-bit ones what their other operations are in."""
-    if contender.peer == "compile-bf16":
-        return "bf16"
-    found = listed.artifacts[0].precision
-    if not contender.on_gpu or found == "fp32":
-        return "fp32"
-    return "bf16" if found == "bf16" else "fp16"
-
-
-def _plain(backend: str, model: Any, precision: Precision, images: FloatArray, outputs: Sequence[str]) -> Runner:
-    """The model's plain export on a backend, on float32 images as all contenders; on a backend that runs engines, an
-    engine built from it.
-    """
-    from ropevit_export.trace.export import export_plain
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plain.onnx"
-        export_plain(model, images, path, outputs, "float32")
-        if backend not in ENGINES:
-            return runner(backend, path, precision)
-        maker = BUILDERS[backend]()
-        spec = EngineSpec(runtime=backend, precision=precision, targets=(), profiles=())
-        engine = path.with_suffix(maker.suffix)
-        plan = maker.build(path, spec, engine)
-        return runner(backend, engine, precision, targets=plan.targets, built_with=plan.built_with)
-
-
-def _plain_int8(backend: str, model: Any, images: FloatArray, outputs: Sequence[str]) -> Runner:
-    """The plain export's linear layers in 8 bits as ONNX Runtime's own tool makes them, without calibration."""
-    from ropevit_export.trace.export import export_plain
-
-    with tempfile.TemporaryDirectory() as folder:
-        plain, quantized = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
-        export_plain(model, images, plain, outputs, "float32")
-        quantize_dynamically(plain, quantized)
-        return runner(backend, quantized, "int8")
+    return peers.prepare(contender.peer, model.manifest, contender.backend, size, normalise(pixels, model.preprocess))
 
 
 def _peak_mb() -> int | None:

@@ -123,13 +123,19 @@ class ROPEVIT_API Answers {
 
 struct Options {
   // onnxruntime (the CPU), onnxruntime-cuda, onnxruntime-tensorrt, openvino, tensorrt or tensorrt-rtx. None falls back
-  // to another.
+  // to another. "auto", which chooses all of these options: what `ropevit-export tune` found fastest on this machine,
+  // else OpenVINO where it can be loaded, else ONNX Runtime; `Model::describe` says which and why.
   std::string backend = "onnxruntime";
+  // Of an ONNX graph that is there in several: portable, onnxruntime or openvino. Empty: the one that the backend is
+  // fastest with.
+  std::string form;
   // The runtime's shared library. Empty: that of the environment variable ROPEVIT_ONNXRUNTIME, ROPEVIT_OPENVINO,
   // ROPEVIT_TENSORRT or ROPEVIT_TENSORRT_RTX, else what the system's loader finds.
   std::filesystem::path library;
   // Threads that one run is spread over on a CPU; 0: the runtime's own choice.
   int threads = 0;
+  // Answers that are computed side by side, each by a part of the threads, where as many threads call.
+  int streams = 1;
   // Which device of OpenVINO, or the number of the GPU. Empty: CPU, or the first.
   std::string device;
   // openvino: what floating-point parts are computed in, f32 or bf16, which the device must have. Empty: what the
@@ -248,7 +254,8 @@ struct Verification {
 };
 
 // Hash every file of a bundle, then run it on its golden inputs: every artifact that can run here, or with `backend`
-// what is for that backend, whose being unable to run is then an exception. The limits are the manifest's own.
+// what is for that backend, whose being unable to run is then an exception, as is a graph that a runtime refuses. The
+// limits are the manifest's own.
 // Throws BundleError, BackendError; out of tolerance is no exception.
 ROPEVIT_API Verification verify(const std::filesystem::path& bundle, const std::string& backend = "",
                                 Options options = {});

@@ -67,6 +67,7 @@ class IExecutionContext {
   virtual ~IExecutionContext() = default;
   virtual bool setOptimizationProfileAsync(std::int32_t profile, cudaStream_t stream) noexcept = 0;
   virtual bool setInputShape(const char* name, const Dims& dims) noexcept = 0;
+  virtual Dims getTensorShape(const char* name) const noexcept = 0;
   virtual bool setTensorAddress(const char* name, void* data) noexcept = 0;
   virtual bool enqueueV3(cudaStream_t stream) noexcept = 0;
 };

@@ -1,6 +1,7 @@
 // A GPU of SM 89 and a TensorRT, in the host's memory: what this library asks of them is carried out and checked. A
 // plan is text: "sm 89", then a line a tensor: "input NAME TYPE" with "MIN MAX" of every axis a profile behind it, or
-// "output NAME TYPE COUNT". An output's element i is the sum of all inputs, times i + 1.
+// "output NAME TYPE COUNT". An output is (batch, COUNT); its first row's element i is the sum of all inputs, times
+// i + 1.
 #include <NvInferRuntime.h>
 
 #include <cstdlib>
@@ -77,7 +78,13 @@ class Execution : public IExecutionContext {
     std::size_t count = 1;
     for (std::int32_t axis = 0; axis < dims.nbDims; ++axis) count *= static_cast<std::size_t>(dims.d[axis]);
     counts_[name] = count;
+    if (std::strcmp(name, "image") == 0) batch_ = dims.d[0];
     return true;
+  }
+
+  Dims getTensorShape(const char* name) const noexcept override {
+    const Tensor& tensor = plan_.tensors.at(name);
+    return Dims{2, {batch_, static_cast<std::int64_t>(tensor.count)}};
   }
 
   bool setTensorAddress(const char* name, void* data) noexcept override {
@@ -104,6 +111,7 @@ class Execution : public IExecutionContext {
  private:
   const Plan& plan_;
   std::size_t profile_ = 0;
+  std::int64_t batch_ = 0;
   std::map<std::string, std::size_t> counts_;
   std::map<std::string, void*> addresses_;
 };
