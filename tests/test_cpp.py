@@ -461,6 +461,7 @@ def test_auto_takes_what_python_takes(
             {"chosen": {"backend": "onnxruntime", "threads": 10**9}},
             "chosen.threads: 1000000000 was given, needs a whole",
         ),
+        ({"chosen": {"backend": "onnxruntime", "form": "openvino"}}, "holds no graph in the form openvino"),
         ({"machine": None}, "machine: null was given, needs an object.* Remove it, or run tune again"),
     ],
 )
