@@ -22,8 +22,8 @@ class GeluMlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """fc2(silu(gate(x)) · value(x)). `gain`: LayerScale. Two products, also where a checkpoint has one matrix: behind one
-    of twice the width, split, TensorRT-RTX needs as many kernels and moves 18 % more (eva02_small 336, fp16, two blocks).
+    """fc2(silu(gate(x)) · value(x)). `gain`: LayerScale. Two products, also where a checkpoint has one matrix: with one
+    of twice the width, split, TensorRT-RTX has as many kernels and moves 18 % more (eva02_small 336, fp16, 2 blocks).
     """
 
     def __init__(self, spec: ModelSpec, tensors: Tensors, name: str, gain: torch.Tensor | None) -> None:
