@@ -21,6 +21,7 @@ from ropevit_export.bundle import manifest
 from ropevit_export.models.initial import random_checkpoint
 from ropevit_export.models.zoo import find_model
 from ropevit_export.runtime import load
+from tests.conftest import golden_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 CASES = Path(__file__).with_name("cases")
@@ -166,5 +167,9 @@ def test_22_to_24(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "own.pth" in capsys.readouterr().err
     assert cli.run(["check", str(out), "--by-layer", "--weights", str(tmp_path / "own.pth")]) == 0
     made("23", str(out), str(tmp_path / "cache"))
-    assert cli.run(["check", str(tmp_path / "cache" / "snapshots" / "x")]) == 0
+    links = tmp_path / "cache" / "snapshots" / "x"
+    assert cli.run(["check", str(links)]) == 0
+    image, expected = golden_of(next(links.glob("golden-*")))
+    for backend in ("onnxruntime", "openvino"):
+        np.testing.assert_allclose(load(links, backend).run(image[:1]), expected[:1], atol=1e-3)
     assert onnx.load(out / "model-224.onnx", load_external_data=False).ir_version == 9
