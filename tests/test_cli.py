@@ -107,6 +107,8 @@ def test_models_are_listed_by_family_or_one_by_one(run: Run) -> None:
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert (code, lines["licence"], lines["pooled"]) == (0, "apache-2.0", "map (can: token, avg, map)")
     assert lines["size"] == "384x384, any multiple of 16"
+    code, out, _ = run("models", "rope_mixed_deit_digits")
+    assert (code, "weights  in this package\n" in out) == (0, True)
     code, out, err = run("models", "--family", "resnet")
     assert (code, out) == (2, "")
     assert_one_line(err, "no family has 'resnet' in its name")

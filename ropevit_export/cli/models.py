@@ -62,11 +62,17 @@ def _show(spec: ModelSpec, *, as_json: bool) -> None:
         "pooled": f"{spec.pool} (can: {', '.join(spec.pools)})",
         "head": f"{spec.classes} classes" if spec.classes else "none",
         "images": str(spec.transform),
-        "weights": ", ".join(f"{file.repo}{' (gated)' if file.gated else ''}" for file in spec.hub) or "none published",
+        "weights": _weights(spec),
         "licence": spec.licence,
     }
     for label, text in lines.items():
         say(f"{label:8} {text}")
+
+
+def _weights(spec: ModelSpec) -> str:
+    if spec.packaged:
+        return "in this package"
+    return ", ".join(f"{file.repo}{' (gated)' if file.gated else ''}" for file in spec.hub) or "none published"
 
 
 def _row(spec: ModelSpec) -> dict[str, object]:
