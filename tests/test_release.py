@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -64,6 +66,30 @@ def test_what_is_in_the_way_of_a_release(script: ModuleType) -> None:
     assert script.obstacles(VERSION)[0] == "1 files are not committed: commit or remove them."
     subprocess.run(["git", "tag", f"v{VERSION}"], cwd=script.ROOT, check=True)
     assert script.obstacles(VERSION)[1].startswith(f"v{VERSION} is tagged already")
+
+
+def test_a_source_archive_says_nothing_of_when_and_by_whom_it_was_packed(script: ModuleType, tmp_path: Path) -> None:
+    made: list[bytes] = []
+    for folder, moment in ((tmp_path / "a", 1_000_000_000), (tmp_path / "b", 1_100_000_000)):
+        (folder / "x").mkdir(parents=True)
+        for name in ("two", "one"):
+            (folder / "x" / name).write_text(name)
+            os.utime(folder / "x" / name, (moment, moment))
+        with tarfile.open(folder / "x.tar.gz", "w:gz") as archive:
+            for name in ("two", "one") if moment % 3 else ("one", "two"):
+                archive.add(folder / "x" / name, name)
+        assert not made or (folder / "x.tar.gz").read_bytes() != made[0]
+        script.without_times(folder / "x.tar.gz", 1_200_000_000)
+        made.append((folder / "x.tar.gz").read_bytes())
+    assert made[0] == made[1]
+    with tarfile.open(folder / "x.tar.gz") as archive:
+        assert [(each.name, each.mtime, each.uid) for each in archive] == [
+            ("one", 1_200_000_000, 0),
+            ("two", 1_200_000_000, 0),
+        ]
+        content = archive.extractfile("one")
+        assert content is not None
+        assert content.read() == b"one"
 
 
 def test_versions_agree() -> None:
