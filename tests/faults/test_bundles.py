@@ -62,8 +62,8 @@ def test_a_bundle_is_pinned_by_the_digest_that_its_export_printed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.run([*SMALL, "--weights", "random", "--out", "out"]) == 0
-    printed = next(line for line in capsys.readouterr().out.splitlines() if "has SHA-256" in line)
-    digest = printed.split("SHA-256 ")[1][:64]
+    printed = next(line for line in capsys.readouterr().out.splitlines() if "--sha256: " in line)
+    digest = printed.rpartition(" ")[2]
     assert digest == sha256(tmp_path / "out" / "manifest.json") == manifest.digest(tmp_path / "out")
     assert cli.run(["check", "out", "--sha256", digest.upper()]) == 0
     assert cli.run(["inspect", "out"]) == 0
