@@ -56,7 +56,7 @@ _OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 class OnnxRuntime:
     """A session. ONNX Runtime silently replaces a provider that it can't load, so what it loaded is compared.
 
-    in_order  nodes run in the order of the graph: where it has hundreds of outputs, a tenth of the memory
+    in_order  nodes run in the order of the graph: where it has hundreds of outputs, a seventh of the memory
     threads   of one answer on the CPU; default: all cores
     streams   answers that are computed side by side, each by a part of the threads, where `run` is called by as many
     """
