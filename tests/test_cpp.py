@@ -141,7 +141,7 @@ def loaded(library: cpp_library.Library, cases: Path, environment: dict[str, str
 def test_ctest(built: Path, environment: dict[str, str]) -> None:
     """Answers of every case, many threads, allocations, engines on a GPU that is made up, and readers on odd files."""
     said = done("ctest", "--test-dir", built, "--output-on-failure", env=environment)
-    assert "100% tests passed, 0 tests failed out of 8" in said
+    assert re.search(r"100% tests passed(, 0 tests failed)? out of 8\n", said)  # CMake 4.4 leaves the middle out
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
