@@ -123,7 +123,7 @@ def test_what_tests_see_is_caught_and_what_they_do_not_is_named(
     mutate: Callable[..., tuple[int, dict[str, Any]]], repository: Path, tmp_path: Path
 ) -> None:
     before = digest(repository)
-    code, made = mutate()
+    code, made = mutate("--count", "9")
     found = {each["name"].removeprefix("ropevit_export/sums.py:"): each for each in made["results"]}
     survived = {name for name, each in found.items() if each["outcome"] == "survived"}
     changes = {name.partition(" ")[2] for name in survived}
@@ -131,13 +131,13 @@ def test_what_tests_see_is_caught_and_what_they_do_not_is_named(
     assert found["12:14 * → /"]["outcome"] == "caught"
     assert found["12:14 * → /"]["by"] == "tests/test_sums.py::test_shifted"
     (last,) = [each for name, each in found.items() if name.startswith("17:14")]
-    # Two tests share what is worked out once: both have run.
+    # Two tests share what is worked out once: both have run, and then the third of their file.
     assert (last["outcome"], last["tests"]) == ("survived", 3)
     assert code == 1
     assert made["files"]["ropevit_export/sums.py"]["faults"] == len(found)
     assert digest(repository) == before
     lines = (tmp_path / "work" / "results.jsonl").read_text().splitlines()
-    again = mutate()
+    again = mutate("--count", "9")
     assert again == (code, made)
     assert (tmp_path / "work" / "results.jsonl").read_text().splitlines() == lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from tests.mutation.selection import Selection
 from tests.mutation.server import Answer
 from tests.mutation.tree import Tree
 
-# Of a fault's tests the quickest that take so long together come first; most faults are noticed by one of these.
-FIRST_SECONDS = 60.0
+# Of a fault's tests the quickest that take so long together come first, then those up to the second; most faults are
+# noticed by one of these. Of files that do not import its module those up to the last have run before it counts as
+# survived: of many faults every export is among their tests.
+FIRST_SECONDS, SECOND_SECONDS, LAST_SECONDS = 20.0, 150.0, 600.0
 # Those of a test that never ends: so many times what the tests took, and a start.
 TIMES, START_SECONDS = 3.0, 60.0
 SLOW_SECONDS = 900.0
@@ -47,6 +50,9 @@ class Result:
     def counts(self) -> bool:
         return self.outcome not in ("same", "no build")
 
+    def after(self, before: Result) -> Result:
+        return replace(self, tests=before.tests + self.tests, seconds=round(before.seconds + self.seconds, 1))
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -71,50 +77,55 @@ class Confirmed:
         return test in self.right
 
 
-def stages(selection: Selection, root: Path, fault: Fault) -> list[list[str]]:
-    """The first of the tests that execute a fault; the others; and those of related files."""
-    executing = selection.of(fault)
-    total, count = 0.0, 0
-    while count < len(executing) and (not count or total + selection.tests[executing[count]] <= FIRST_SECONDS):
-        total += selection.tests[executing[count]]
-        count += 1
-    related = [test for test in selection.related(root, fault) if test not in set(executing)]
-    return [executing[:count], executing[count:], related]
+def stages(selection: Selection, root: Path, fault: Fault) -> tuple[list[list[str]], list[str]]:
+    """The first of the tests that execute a fault, in two steps, and what else must run until it counts as survived."""
+    executing, related = selection.of(fault), selection.related(root, fault)
+    ends = [0]
+    for seconds in (FIRST_SECONDS, SECOND_SECONDS, LAST_SECONDS):
+        end = max(ends[-1], min(1, len(executing)))
+        while end < len(executing) and selection.seconds(executing[: end + 1]) <= seconds:
+            end += 1
+        ends.append(end)
+    first, second, last = (executing[start:end] for start, end in itertools.pairwise(ends))
+    done = {*first, *second}
+    return [first, second], selection.ordered({*last, *related} - done)
 
 
 def python(tree: Tree, root: Path, fault: Fault, selection: Selection, confirmed: Confirmed, traces: Path, *,
-           whole: bool) -> Result:  # fmt: skip
-    """`whole`: after the first tests all others too; slow ones where no other executes the fault."""
-    source = (root / fault.file).read_text(encoding="utf-8")
+           quick: bool, last: bool) -> Result:  # fmt: skip
+    """`quick`: the first tests. `last`: then all others; slow ones where no default test executes the fault."""
+    first, others = stages(selection, root, fault)
+    steps = [*(first if quick else ()), *([others] if last else ())]
     kept = traces if fault.file.startswith(TRACED_ALIKE) else None
+    source = (root / fault.file).read_text(encoding="utf-8")
     ran, seconds = 0, 0.0
-    steps = stages(selection, root, fault)
-    executed = bool(steps[0])
-    for chosen in steps if whole else steps[:1]:
-        chosen = [test for test in chosen if test not in confirmed.wrong]
+
+    def noticed(arguments: list[str], chosen: list[str] | None, limit: float) -> Answer:
+        nonlocal ran, seconds
+        with tree.planted(fault.file, fault.planted(source)):
+            answer = tree.pytest(["-x", *arguments], chosen, limit, traces=kept)
+        ran, seconds = ran + answer.ran, seconds + answer.seconds
+        return answer
+
+    for step in steps:
+        chosen = [test for test in step if test not in confirmed.wrong]
         while chosen:
-            limit = START_SECONDS + TIMES * sum(selection.tests[test] for test in chosen)
-            with tree.planted(fault.file, fault.planted(source)):
-                answer = tree.pytest(["-x", *_files(chosen)], chosen, limit, traces=kept)
-            ran, seconds = ran + answer.ran, seconds + answer.seconds
+            answer = noticed(_files(chosen), chosen, START_SECONDS + TIMES * selection.seconds(chosen))
             if answer.end == "OK":
                 break
             test = answer.failed if "::" in answer.failed else ""
-            if answer.end != "time" and test and not confirmed.holds(tree, test, traces):
-                chosen = chosen[chosen.index(test) + 1 :]  # those before it have passed
-                continue
-            return _caught(fault, answer, ran, seconds)
-    if whole and not executed:
-        files = _files(selection.related(root, fault))
-        if files:
-            with tree.planted(fault.file, fault.planted(source)):
-                answer = tree.pytest(["-x", "-m", "slow and not gpu", *files], None, SLOW_SECONDS, traces=kept)
-            ran, seconds = ran + answer.ran, seconds + answer.seconds
-            if answer.end not in ("OK", "NO_TESTS_COLLECTED"):
+            if answer.end == "time" or not test or confirmed.holds(tree, test, traces):
                 return _caught(fault, answer, ran, seconds)
-    outcome = "survived" if whole else "open"
-    why = "" if executed else "no default test executes it"
-    return Result(name=fault.name, file=fault.file, outcome=outcome, tests=ran, seconds=round(seconds, 1), why=why)
+            chosen = chosen[chosen.index(test) + 1 :]  # those before it have passed
+    files = _files(selection.related(root, fault))
+    if last and files and not first[0]:
+        answer = noticed(["-m", "slow and not gpu", *files], None, SLOW_SECONDS)
+        if answer.end not in ("OK", "NO_TESTS_COLLECTED"):
+            return _caught(fault, answer, ran, seconds)
+    return Result(
+        name=fault.name, file=fault.file, outcome="survived" if last else "open", tests=ran, seconds=round(seconds, 1),
+        why="" if first[0] else "no default test executes it",
+    )  # fmt: skip
 
 
 def _files(tests: Iterable[str]) -> list[str]:
@@ -170,7 +181,7 @@ class Cpp:
 
     def trial(self, fault: Fault, selection: Selection, confirmed: Confirmed, traces: Path) -> Result:
         tests = [test for test in selection.ordered(selection.tests) if test.startswith(f"{CPP_TESTS}::")]
-        limit = START_SECONDS + TIMES * sum(selection.tests[test] for test in tests)
+        limit = START_SECONDS + TIMES * selection.seconds(tests)
         source = (self._root / fault.file).read_text(encoding="utf-8")
         with self.tree.planted(fault.file, fault.planted(source)):
             said = self._build()
