@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 import queue
@@ -63,6 +64,20 @@ class Selection:
         """What they take one after the other: what they share once."""
         return sum(self._seconds[each] for each in set().union(*(self._all[test] for test in tests)))
 
+    def within(self, tests: Sequence[str], limits: Sequence[float]) -> list[int]:
+        """How many of the first tests take no longer than each limit, one at least."""
+        counts: list[int] = []
+        total, done = 0.0, set[str]()
+        for count, test in enumerate(tests):
+            new = self._all[test] - done
+            total += sum(self._seconds[each] for each in new)
+            while count and len(counts) < len(limits) and total > limits[len(counts)]:
+                counts.append(count)
+            if len(counts) == len(limits):
+                break
+            done |= new
+        return counts + [len(tests)] * (len(limits) - len(counts))
+
     def ordered(self, tests: Iterable[str]) -> list[str]:
         return sorted(tests, key=lambda test: (self.tests[test], test))
 
@@ -73,6 +88,7 @@ class Selection:
         return self.ordered(test for test in self.tests if test.partition("::")[0] in files)
 
 
+@functools.cache
 def _imports(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -80,12 +80,7 @@ class Confirmed:
 def stages(selection: Selection, root: Path, fault: Fault) -> tuple[list[list[str]], list[str]]:
     """The first of the tests that execute a fault, in two steps, and what else must run until it counts as survived."""
     executing, related = selection.of(fault), selection.related(root, fault)
-    ends = [0]
-    for seconds in (FIRST_SECONDS, SECOND_SECONDS, LAST_SECONDS):
-        end = max(ends[-1], min(1, len(executing)))
-        while end < len(executing) and selection.seconds(executing[: end + 1]) <= seconds:
-            end += 1
-        ends.append(end)
+    ends = [0, *selection.within(executing, (FIRST_SECONDS, SECOND_SECONDS, LAST_SECONDS))]
     first, second, last = (executing[start:end] for start, end in itertools.pairwise(ends))
     done = {*first, *second}
     return [first, second], selection.ordered({*last, *related} - done)
