@@ -13,6 +13,7 @@ from onnx_ir.passes import common
 from ropevit_export.errors import PassError
 from ropevit_export.passes import apply, edit, simplify
 from ropevit_export.passes.heads import HeadsFirst
+from ropevit_export.passes.linear import linear_layers
 from ropevit_export.passes.norms import ScaleAfterProduct
 from ropevit_export.passes.patches import PatchesToDepth
 from ropevit_export.passes.precision import POLICIES, RetypeIo, ToHalf
@@ -88,6 +89,22 @@ def test_a_split_written_as_a_sequence_becomes_a_split(graph_of: Text) -> None:
 
 def test_folding_sequences_is_quiet_where_there_are_none(graph_of: Text) -> None:
     assert not FoldSequences()(graph_of(PLAIN)).modified
+
+
+@pytest.mark.parametrize(
+    ("attributes", "plain"),
+    [("", 1), ("alpha = 1.0, beta = 1.0, transA = 0, transB = 0", 1), ("transA = 1", 0), ("transB = 1", 0),
+     ("alpha = 0.5", 0), ("beta = 2.0", 0)],
+)  # fmt: skip
+def test_a_gemm_is_a_linear_layer_where_it_is_plain(graph_of: Text, attributes: str, plain: int) -> None:
+    model = graph_of(f"""{HEADER}
+g (float[2,2] image) => (float[2,2] logits) <float[2,2] w = {{1.0, 2.0, 3.0, 4.0}}, float[2] b = {{1.0, 2.0}}> {{
+    product = Gemm <{attributes}> (image, w, b)
+    logits = Relu (product)
+}}""")
+    layers = linear_layers(model)
+    assert len(layers) == plain
+    assert [(layer.bias.name, layer.add) for layer in layers if layer.bias] == [("b", None)] * plain
 
 
 def test_half_precision_computes_in_half_between_float_ends(graph_of: Text) -> None:

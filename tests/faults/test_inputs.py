@@ -17,7 +17,7 @@ from ropevit_export import cli
 from ropevit_export.cli import terminal
 from ropevit_export.errors import BundleError, InputError
 from ropevit_export.images import calibration
-from ropevit_export.images.files import opened
+from ropevit_export.images.files import opened, unreadable
 from ropevit_export.inspect import kernels
 from tests.faults.conftest import TINY
 from tests.faults.table import PICTURES, READERS, Row, rows
@@ -69,6 +69,19 @@ def test_a_picture_that_can_t_be_read_is_named(row: Row, tmp_path: Path) -> None
         opened(path)
     assert row.says in str(caught.value)
     assert caught.value.exit_code == row.code
+
+
+def test_a_picture_s_size_is_bounded_where_pil_bounds_it_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Applications with large pictures lift PIL's limit."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    path = tmp_path / "odd.png"
+    bomb(path)
+    said = "it has 30000x30000 pixels, more than 178 million"
+    assert unreadable([path]) == {path: said}
+    with pytest.raises(InputError, match=said):
+        opened(path)
 
 
 @pytest.mark.parametrize("fault", ["a PNG of 30000 by 30000 pixels", "a BMP with a flipped bit in its header"])
