@@ -93,7 +93,7 @@ def test_folding_sequences_is_quiet_where_there_are_none(graph_of: Text) -> None
 
 @pytest.mark.parametrize(
     ("attributes", "plain"),
-    [("", 1), ("alpha = 1.0, beta = 1.0, transA = 0, transB = 0", 1), ("transA = 1", 0), ("transB = 1", 0),
+    [("alpha = 1.0", 1), ("alpha = 1.0, beta = 1.0, transA = 0, transB = 0", 1), ("transA = 1", 0), ("transB = 1", 0),
      ("alpha = 0.5", 0), ("beta = 2.0", 0)],
 )  # fmt: skip
 def test_a_gemm_is_a_linear_layer_where_it_is_plain(graph_of: Text, attributes: str, plain: int) -> None:
