@@ -66,8 +66,9 @@ def test_factors_multiply_to_the_full_table(grid: tuple[int, int], coordinates: 
     rotation = Rotation(freqs=mixed_freqs(0), coordinates=coordinates)
     cos, sin = rotation.full(grid, 0)
     parts = []
-    for pair, extent in zip(rotation.factors((40, 40)), (grid[1], grid[0]), strict=True):
+    for pair, extent, limit in zip(rotation.factors((40, 48)), (grid[1], grid[0]), (48, 40), strict=True):
         start = extent * (extent - 1) // 2 if coordinates.follow_extent else 0
+        assert len(pair[0]) == len(pair[1]) == (limit * (limit + 1) // 2 if coordinates.follow_extent else limit)
         parts.append([table[start : start + extent].astype(np.float64) for table in pair])
     (cos_x, sin_x), (cos_y, sin_y) = parts
     ours_cos = cos_x[None] * cos_y[:, None] - sin_x[None] * sin_y[:, None]
