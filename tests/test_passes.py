@@ -364,6 +364,29 @@ def test_a_norm_moves_behind_its_products(graph_of: Text, changes: tuple[tuple[s
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        MERGE.replace("product = MatMul (norm, down_weight)", "plain = MatMul (norm, down_weight)\n"
+                      "    product = Add (plain, bias)").replace("{%s}", "{%s}, float[4] bias = {1, 2, 3, 4}"),
+        NORM.replace("= Add (product, gate_bias)", "= Transpose <perm = [1, 0, 2]> (product)").replace(
+            "[1,6,12] logits", "[6,1,12] logits"),
+    ],
+    ids=["a bias", "not to half the channels"],
+)  # fmt: skip
+def test_what_is_no_merge_scales_right_behind_its_product(graph_of: Text, text: str) -> None:
+    rng = np.random.default_rng(0)
+    numbers = tuple(", ".join(f"{each:.8f}" for each in rng.standard_normal(32 if "down" in text else 96))
+                    for _ in range(text.count("%s")))  # fmt: skip
+    model = common.ShapeInferencePass()(graph_of(text % numbers)).model
+    image = rng.standard_normal((2 if "down" in text else 1, 6, 8)).astype(np.float32)
+    theirs = run(model, image=image)
+    assert ScaleAfterProduct()(model).modified
+    assert kinds(model).count("Transpose") == 1
+    assert "Split" not in kinds(model)
+    np.testing.assert_allclose(run(model, image=image), theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         ((GATED[0], GATED[1].replace("value_weight", "gate_weight")),),

@@ -27,8 +27,10 @@ from ropevit_export.trace import swin
 from ropevit_export.trace.attention import Attention
 from ropevit_export.trace.export import trace, trace_dynamic, trace_inputs
 from ropevit_export.trace.positions import TableBank
+from ropevit_export.trace.vit import only_class_token
 from ropevit_export.values import Dim, Graph, Resolution, RopeMode
-from tests.conftest import Case
+from tests.conftest import Case, outputs_of
+from tests.rows import shallow
 
 Make = Callable[..., Case]
 
@@ -191,6 +193,17 @@ def test_raw_pixels_are_normalised_in_the_graph(case: Make, tmp_path: Path) -> N
     raw = pixels(preprocess, each.resolution, seed=0)
     assert np.array_equal(normalise(raw, preprocess), each.images)
     np.testing.assert_allclose(loaded(tmp_path / "model.onnx")(raw[:1]), each.theirs[:1], atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("output", "one"),
+    [("logits", True), ("cls", True), ("cls,features:0", True), ("cls,features:1", False), ("tokens,cls", False),
+     ("features:0", False)],
+)  # fmt: skip
+def test_the_last_block_computes_one_token_where_nothing_else_is_read(output: str, one: bool) -> None:
+    spec = shallow(find_model("rope_mixed_deit_small"))
+    assert len(spec.blocks) == 2
+    assert only_class_token(spec, outputs_of(spec, output)) == one
 
 
 def test_the_last_block_computes_one_token(case: Make, tmp_path: Path) -> None:
