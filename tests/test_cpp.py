@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import PIL
@@ -142,6 +143,28 @@ def test_ctest(built: Path, environment: dict[str, str]) -> None:
     """Answers of every case, many threads, allocations, engines on a GPU that is made up, and readers on odd files."""
     said = done("ctest", "--test-dir", built, "--output-on-failure", env=environment)
     assert re.search(r"100% tests passed(, 0 tests failed)? out of 8\n", said)  # CMake 4.4 leaves the middle out
+
+
+def test_16_bit_numbers_are_rounded_as_numpy_does(built: Path, tmp_path: Path) -> None:
+    """Around every number where rounding turns, in every power of two; and all of 16 bits as float32."""
+    turns = [0, 1, 0x7FF, 0x800, 0xFFF, 0x1000, 0x1001, 0x2000, 0x3000, 0x7FFF, 0x8000, 0x8001, 0x18000, 0x3FFFFF,
+             0x400000, 0x7FEFFF, 0x7FF000, 0x7F7FFF, 0x7F8000, 0x7FFFFF]  # fmt: skip
+    exact = np.arange(512, dtype=np.uint32)[:, None] << 23 | np.array(turns, np.uint32)
+    drawn = np.random.default_rng(0).integers(0, 2**32, 50_000, dtype=np.uint32)
+    numbers = np.concatenate([exact.ravel(), drawn]).view(np.float32)
+    numbers.tofile(tmp_path / "in")
+    done(built / "tests" / "half", tmp_path / "in", tmp_path / "out")
+    found = np.fromfile(tmp_path / "out", np.uint8)
+    rounded = found[: 4 * len(numbers)].view(np.uint16).reshape(-1, 2)
+    widened = found[4 * len(numbers) :].view(np.float32).reshape(2**16, 2)
+    for index, kind in enumerate((ml_dtypes.bfloat16, np.float16)):
+        ours = np.ascontiguousarray(rounded[:, index]).view(kind)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.testing.assert_array_equal(ours.astype(np.float32), numbers.astype(kind).astype(np.float32))
+        assert np.array_equal(np.signbit(ours), np.signbit(numbers))
+        theirs = np.arange(2**16, dtype=np.uint16).view(kind).astype(np.float32)
+        np.testing.assert_array_equal(widened[:, index], theirs)
+        assert np.array_equal(np.signbit(widened[:, index]), np.signbit(theirs))
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------

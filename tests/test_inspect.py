@@ -124,6 +124,20 @@ def test_flops_of_every_operator(graph_of: Callable[[str], ir.Model], tmp_path: 
     assert list(found.attentions) == ["attention", "flat_attention"]
 
 
+def test_flops_behind_a_product_that_quantizes_as_it_runs(graph_of: Callable[[str], ir.Model], tmp_path: Path) -> None:
+    """ONNX does not know ONNX Runtime's operator: the width of its result is that of the codes."""
+    text = """<ir_version: 11, opset_import: ["" : 24, "com.microsoft" : 1]>
+    g (float[N,3,8] image, int8[8,5] codes, float[5,7] weight, float scale) => (float[N,3,7] logits)
+    {
+        [first] inside = com.microsoft.DynamicQuantizeMatMul (image, codes, scale)
+        [second] logits = MatMul (inside, weight)
+    }"""
+    ir.save(graph_of(text), tmp_path / "m.onnx")
+    shapes = {"image": (2, 3, 8), "codes": (8, 5), "weight": (5, 7), "scale": ()}
+    found = graph.read(tmp_path / "m.onnx", shapes)
+    assert found.flops == {"first": 2 * 2 * 3 * 8 * 5, "second": 2 * 2 * 3 * 5 * 7}
+
+
 # bytes, kernels and fusion
 
 

@@ -137,6 +137,20 @@ def test_ends_take_a_format_without_a_cast_where_the_graph_computes_in_it(
     assert not RetypeIo(ir.DataType.FLOAT16)(model).modified
 
 
+def test_a_shape_is_asked_of_the_input_itself(graph_of: Text) -> None:
+    """Not of a copy in the format that the graph computed in."""
+    text = f"""{HEADER} g (float[1,4] image) => (float16[1,4] logits) {{
+        inside = Cast <to = 10> (image)
+        shape = Shape (image)
+        twice = Add (inside, inside)
+        logits = Reshape (twice, shape)
+    }}"""
+    model = common.ShapeInferencePass()(graph_of(text)).model
+    assert RetypeIo(ir.DataType.FLOAT16)(model).modified
+    assert sorted(kinds(model)) == ["Add", "Reshape", "Shape"]
+    assert np.array_equal(run(model, image=np.ones((1, 4), np.float16)), np.full((1, 4), 2, np.float16))
+
+
 def test_ends_of_whole_numbers_stay(graph_of: Text) -> None:
     text = f"{HEADER} g (uint8[1,2] image) => (float[1,2] logits) {{ logits = Cast <to = 1> (image) }}"
     model = graph_of(text)
@@ -308,6 +322,8 @@ def test_a_merge_scales_after_its_product(graph_of: Text, scale: float, offset: 
     kinds = [node.op_type for node in model.graph]
     assert "LayerNormalization" not in kinds
     assert kinds.count("MatMul") == 1
+    # Behind the tokens' new order, which the norm's input is brought to as well, half a norm at a time.
+    assert (kinds.count("Transpose"), kinds.count("Split")) == (2, 1)
     # Inputs near the largest float16 give no larger product.
     assert np.abs(edit.array_of(model.graph.initializers["down_weight"]).astype(np.float64)).sum(0).max() <= 1
     image = (np.random.default_rng(1).standard_normal((2, 6, 8)) * scale + offset).astype(np.float16)
@@ -391,8 +407,9 @@ def test_what_is_no_merge_scales_right_behind_its_product(graph_of: Text, text: 
     [
         ((GATED[0], GATED[1].replace("value_weight", "gate_weight")),),
         (GATED, ("(float[1,6,8] image) => (float[1,", "(float[4,6,8] image) => (float[4,")),
+        (("norm = ", "twice = Add (gain, gain)\n    norm = "), ("(image, gain, shift)", "(image, twice, shift)")),
     ],
-    ids=["a weight of two products", "a gate in a batch of four"],
+    ids=["a weight of two products", "a gate in a batch of four", "a gain that the graph computes"],
 )
 def test_a_norm_stays(graph_of: Text, changes: tuple[tuple[str, str], ...]) -> None:
     assert not ScaleAfterProduct()(norm_graph(graph_of, *changes)).modified
