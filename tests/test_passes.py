@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from onnx_ir.passes import common
 
+from ropevit_export import passes
 from ropevit_export.errors import PassError
 from ropevit_export.passes import apply, edit, simplify
 from ropevit_export.passes.heads import HeadsFirst
@@ -280,6 +281,25 @@ def test_a_table_stored_twice_is_refused(graph_of: Text) -> None:
         model.graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(table.copy())))
     with pytest.raises(PassError, match="cos_1 and cos_0 are the same tensor stored twice"):
         verify(Graph(model=model, io=IO))
+
+
+@pytest.mark.parametrize(
+    "finish",
+    [passes.simplify, lambda graph: passes.convert(graph, "fp16"), passes.for_openvino,
+     lambda graph: passes.for_onnxruntime(graph, "fp32")],
+    ids=["simplify", "convert", "for_openvino", "for_onnxruntime"],
+)  # fmt: skip
+def test_what_is_finished_is_verified(case: Callable[..., Case], finish: Callable[[Graph], object]) -> None:
+    each = case("rope_mixed_deit_small", "32")
+    graph = simplify(trace(each.spec, each.sized, each.tables, each.io()))
+    image = graph.model.graph.inputs[0]
+    sine = ir.node("Sin", [image])
+    sine.outputs[0].dtype, sine.outputs[0].shape = image.dtype, image.shape
+    image.replace_all_uses_with(sine.outputs[0])
+    sine.replace_input_with(0, image)
+    graph.model.graph.insert_before(graph.model.graph[0], sine)
+    with pytest.raises(PassError, match="the graph is not legal: 1 Sin"):
+        finish(graph)
 
 
 MERGE = (

@@ -41,7 +41,21 @@ _OPERATORS: dict[type[ast.AST], tuple[str, tuple[str, ...]]] = {
 }
 # In any order the same, or of an order that everybody knows.
 _SYMMETRIC = frozenset(
-    {"isinstance", "max", "min", "maximum", "minimum", "add", "multiply", "gcd", "lcm", "array_equal", "isclose"}
+    {
+        "isinstance",
+        "transpose",
+        "swapaxes",
+        "max",
+        "min",
+        "maximum",
+        "minimum",
+        "add",
+        "multiply",
+        "gcd",
+        "lcm",
+        "array_equal",
+        "isclose",
+    }
 )
 _TALKS = frozenset({"log", "logging", "logger", "warnings", "print"})
 _TYPES = frozenset({"TypeVar", "NewType", "cast", "NamedTuple", "Literal"})
