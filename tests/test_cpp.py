@@ -489,8 +489,16 @@ def test_auto_takes_what_python_takes(
     ],
 )
 def test_a_tuned_file_that_is_none_is_an_error(
-    changes: dict[str, Any], sentence: str, library: cpp_library.Library, cases: Path, tmp_path: Path
+    changes: dict[str, Any],
+    sentence: str,
+    library: cpp_library.Library,
+    cases: Path,
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     folder = shutil.copytree(cases / "baked" / "bundle", tmp_path / "bundle")
     tuned.write(folder, tuned_for(folder, tuned.Setting(backend="onnxruntime")))
     path = folder / tuned.TUNED

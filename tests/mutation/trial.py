@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,22 +58,24 @@ class Result:
 
 
 class Confirmed:
-    """Tests that fail without a fault too prove nothing: each that noticed one runs alone on the whole tree, once."""
+    """A test that fails without a fault too proves nothing: each that noticed one runs on the whole tree, once, alone;
+    or, where it needs what those before it did, behind them.
+    """
 
     def __init__(self) -> None:
         self.right: set[str] = set()
-        self.wrong: dict[str, str] = {}
+        self.wrong: set[str] = set()
         self._lock = threading.Lock()
 
-    def holds(self, tree: Tree, test: str, traces: Path, arguments: Sequence[str] = ()) -> bool:
+    def holds(self, test: str, chosen: list[str], run: Callable[[list[str]], Answer]) -> bool:
+        """`chosen`: what ran, in order."""
         if test not in self.right and test not in self.wrong:
-            alone = tree.pytest([*arguments, test], None, SLOW_SECONDS, traces=traces)
+            sequences = ([test], chosen[: chosen.index(test) + 1])
+            right = any(run(sequence).end == "OK" for sequence in sequences)
             with self._lock:
-                if alone.end == "OK":
-                    self.right.add(test)
-                else:
-                    self.wrong[test] = f"{alone.end}: {alone.why}"
-                    print(f"{test} fails without a fault: {self.wrong[test]}", file=sys.stderr)
+                (self.right if right else self.wrong).add(test)
+            if not right:
+                print(f"{test} fails without a fault", file=sys.stderr)
         return test in self.right
 
 
@@ -102,6 +104,9 @@ def python(tree: Tree, root: Path, fault: Fault, selection: Selection, confirmed
         ran, seconds = ran + answer.ran, seconds + answer.seconds
         return answer
 
+    def whole(sequence: list[str]) -> Answer:
+        return tree.pytest(["-x", *_files(sequence)], sequence, SLOW_SECONDS, traces=traces)
+
     for step in steps:
         chosen = [test for test in step if test not in confirmed.wrong]
         while chosen:
@@ -109,7 +114,7 @@ def python(tree: Tree, root: Path, fault: Fault, selection: Selection, confirmed
             if answer.end == "OK":
                 break
             test = answer.failed if "::" in answer.failed else ""
-            if answer.end == "time" or not test or confirmed.holds(tree, test, traces):
+            if answer.end == "time" or not test or confirmed.holds(test, chosen, whole):
                 return _caught(fault, answer, ran, seconds)
             chosen = chosen[chosen.index(test) + 1 :]  # those before it have passed
     files = _files(selection.related(root, fault))
@@ -188,13 +193,10 @@ class Cpp:
         ran, seconds = answer.ran, answer.seconds
         if answer.end == "OK":
             return Result(name=fault.name, file=fault.file, outcome="survived", tests=ran, seconds=seconds)
-        test = answer.failed
-        if answer.end != "time" and "::" in test and test not in confirmed.right:
+        if answer.end != "time" and "::" in answer.failed:
             self._build()
-            alone = self._tests([test], limit, traces)
-            if alone.end != "OK":
-                raise RuntimeError(f"{test} fails without a fault: {alone.end} {alone.why}")
-            confirmed.right.add(test)
+            if not confirmed.holds(answer.failed, tests, lambda sequence: self._tests(sequence, limit, traces)):
+                raise RuntimeError(f"{answer.failed} fails without a fault")
         return _caught(fault, answer, ran, seconds)
 
     def _tests(self, tests: list[str], limit: float, traces: Path) -> Answer:
