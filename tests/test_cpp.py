@@ -21,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import onnx
 import PIL
 import pytest
 from PIL import Image
@@ -526,6 +527,20 @@ def test_verify_passes_a_good_bundle(built: Path, cases: Path, environment: dict
     said = done(built / "ropevit-verify", cases / "inputs" / "bundle", "--backend", "openvino", env=environment)
     assert "run on OpenVINO" in said
     assert "computed in f32" in said
+
+
+def test_what_onnx_runtime_would_tidy_up_is_not_said(
+    built: Path, cases: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """It warns of every weight that nothing reads, on the host's stderr."""
+    folder = shutil.copytree(cases / "baked" / "bundle", tmp_path / "bundle")
+    model = onnx.load(folder / "model-32.onnx", load_external_data=False)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(3, np.float32), "unused"))
+    onnx.save(model, folder / "model-32.onnx")
+    bundles.rehash(folder, "model-32.onnx")
+    said = done(built / "ropevit-verify", folder, env=environment)
+    assert "every file as listed" in said
+    assert "onnxruntime:" not in said
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

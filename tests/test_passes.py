@@ -219,7 +219,16 @@ def test_a_reshape_with_two_unknown_extents_stays(graph_of: Text) -> None:
     assert not StaticReshape()(model).modified
 
 
-@pytest.mark.parametrize(("change", "fires"), [(("", ""), True), (("strides = [2,2]", "strides = [1,1]"), False)])
+@pytest.mark.parametrize(
+    ("change", "fires"),
+    [
+        (("", ""), True),
+        (("strides = [2,2]", "strides = [2,2], pads = [0,0,0,0], dilations = [1,1], group = 1"), True),
+        (("strides = [2,2]", "strides = [1,1]"), False),
+        (("strides = [2,2]", "strides = [2,2], pads = [1,1,1,1]"), False),
+        (("strides = [2,2]", "strides = [2,2], dilations = [2,2]"), False),
+    ],
+)
 def test_patches_become_channels(graph_of: Text, change: tuple[str, str], fires: bool) -> None:
     text = f"""{HEADER}
         g (float[1,3,4,6] image, float[5,3,2,2] weight, float[5] bias) => (float[1,5,rows,columns] logits) {{

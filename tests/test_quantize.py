@@ -18,7 +18,7 @@ from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.errors import BackendError, PassError
 from ropevit_export.machine import hardware
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
-from ropevit_export.passes.linear import linear_layers
+from ropevit_export.passes.linear import linear_layers, readers
 from ropevit_export.passes.quantize.codes import Coding, step_and_shift, weight_codes
 from ropevit_export.passes.quantize.cpu import QuantizeAsItRuns
 from ropevit_export.passes.quantize.engines import QuantizeLinear
@@ -218,6 +218,22 @@ def test_a_norm_that_something_else_reads_is_not_balanced(graph_of: Text) -> Non
     ranges = calibrate(model, [{"image": image}], Float32Graph)
     assert balance(model, ranges) == ranges
     assert np.array_equal(model.graph.initializers["gain"].const_value.numpy(), np.array([1, 1, 1, 0.1], np.float32))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("order", "found"), [([1, 0, 2], ["w"]), ([0, 1, 2], ["w"]), ([2, 1, 0], []), ([0, 2, 1], [])])
+def test_a_norm_is_balanced_through_what_leaves_channels_last(
+    graph_of: Text, order: list[int], found: list[str]
+) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[3,3,3] image, float[3] gain, float[3] shift) => (float[3,3,2] logits) <float[3,2] w = {1, 2, 3, 4, 5, 6}> {
+        x = LayerNormalization (image, gain, shift)
+        turned = Transpose <perm = %s> (x)
+        product = MatMul (turned, w)
+        logits = Gelu (product)
+    }"""
+    model = with_shapes(graph_of(text % order))
+    layers = {each.product: each for each in linear_layers(model)}
+    assert [each.name for each in readers(model.graph[0].outputs[0], layers)] == found
 
 
 def test_ranges_cover_all_images(graph_of: Text) -> None:
