@@ -27,7 +27,7 @@ from ropevit_export.trace import swin
 from ropevit_export.trace.attention import Attention
 from ropevit_export.trace.export import trace, trace_dynamic, trace_inputs
 from ropevit_export.trace.positions import TableBank
-from ropevit_export.trace.vit import only_class_token
+from ropevit_export.trace.vit import last_block, only_class_token
 from ropevit_export.values import Dim, Graph, Resolution, RopeMode
 from tests.conftest import Case, outputs_of
 from tests.rows import shallow
@@ -203,7 +203,9 @@ def test_raw_pixels_are_normalised_in_the_graph(case: Make, tmp_path: Path) -> N
 def test_the_last_block_computes_one_token_where_nothing_else_is_read(output: str, one: bool) -> None:
     spec = shallow(find_model("rope_mixed_deit_small"))
     assert len(spec.blocks) == 2
-    assert only_class_token(spec, outputs_of(spec, output)) == one
+    outputs = outputs_of(spec, output)
+    assert last_block(spec, outputs) == (0 if output == "features:0" else 1)
+    assert only_class_token(spec, outputs) == one
 
 
 def test_the_last_block_computes_one_token(case: Make, tmp_path: Path) -> None:

@@ -176,11 +176,11 @@ def position_bias(table: torch.Tensor, window: Size) -> torch.Tensor:
 def shift_mask(size: Size, window: Size, shift: tuple[int, ...]) -> torch.Tensor:
     """(windows, N, N): -100 between tokens that only the cyclic shift brought into one window, else 0."""
     region_of = []
-    for extent, wide, moved in zip(size, window, shift, strict=True):
+    for extent, moved in zip(size, shift, strict=True):
         at = torch.arange(extent)
-        edges = (at >= extent - wide).long() + (at >= extent - moved).long()
-        region_of.append(edges if moved else torch.zeros_like(at))
-    region = region_of[0][:, None] * 3 + region_of[1]
+        # The last window alone holds tokens of both ends.
+        region_of.append((at >= extent - moved).long())
+    region = region_of[0][:, None] * 2 + region_of[1]
     (rows, columns), (high, wide) = size, window
     region = region.view(rows // high, high, columns // wide, wide).permute(0, 2, 1, 3).reshape(-1, high * wide)
     return torch.where(region[:, None] == region[:, :, None], 0.0, -100.0)

@@ -126,8 +126,9 @@ def _fault(file: str, source: str, start: int, end: int, new: str) -> Fault:
     line = source.count("\n", 0, start) + 1
     at = len(source[:start].encode())
     old, begin = source[start:end], source.rfind("\n", 0, start) + 1
+    text = source[begin : source.index("\n", start)]
     return Fault(
         file=file, start=at, end=at + len(old.encode()), line=line, column=start - begin + 1,
-        text=source[begin : source.index("\n", start)].strip(),
+        text=text.strip(), within=start - begin - (len(text) - len(text.lstrip())),
         old=old, new=new, first=line, last=line + old.count("\n"),
     )  # fmt: skip

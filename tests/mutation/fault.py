@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Fault:
     """`source[start:end]`, in bytes, is `old`; planted, it is `new`.
 
-    line, column: from 1. text: the line's. first, last: lines of the statement that it is in. function: first and last
-    line of the function's body, None outside of any.
+    line, column: from 1. text: the line's, without its indentation. within: where in it, from 0. first, last: lines of
+    the statement that it is in. function: first and last line of the function's body, None outside of any.
     """
 
     file: str
@@ -19,6 +19,7 @@ class Fault:
     line: int
     column: int
     text: str
+    within: int
     old: str
     new: str
     first: int
@@ -28,6 +29,11 @@ class Fault:
     @property
     def change(self) -> str:
         return f"{_short(self.old)} → {_short(self.new)}"
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """The same wherever the line is: its file, its text, from which character of that on, and the change."""
+        return self.file, self.text, self.within, self.change
 
     @property
     def name(self) -> str:

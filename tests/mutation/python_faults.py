@@ -126,9 +126,10 @@ class _Finder(ast.NodeVisitor):
         body: list[ast.stmt] | None = getattr(statement, "body", None)
         last = (body[0].lineno - 1 if body else statement.end_lineno) or statement.lineno
         function = self._function
+        line = self._data[self._starts[row] : self._starts[row + 1]]
         self.found.append(Fault(
             file=self._file, start=start, end=end, line=row + 1, column=start - self._starts[row] + 1,
-            text=self._data[self._starts[row] : self._starts[row + 1]].decode().strip(),
+            text=line.decode().strip(), within=start - self._starts[row] - (len(line) - len(line.lstrip())),
             old=self._data[start:end].decode(), new=new, first=statement.lineno, last=max(last, statement.lineno),
             function=(function.body[0].lineno, function.end_lineno or 0) if function else None,
         ))  # fmt: skip
