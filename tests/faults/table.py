@@ -291,6 +291,37 @@ MACHINE = (
     Row(fault="a runtime that fails while it is imported", code=1, stands=OLDER, says="OpenVINO can't be imported"),
 )  # fmt: skip
 
+HUB = (
+    Row(fault="the hub is slow", code=0, stands=NEW, says=""),
+    Row(fault="the hub stops within the file", code=1, stands=OLDER,
+        says="timm/tiny/model.safetensors did not arrive whole, the connection broke"),
+    Row(fault="the hub does not answer", code=1, stands=OLDER,
+        says="no connection to the hub for timm/tiny/model.safetensors"),
+    Row(fault="the connection breaks once, at any tenth of the file", code=0, stands=NEW, says=""),
+    Row(fault="the connection breaks each time", code=1, stands=OLDER,
+        says="timm/tiny/model.safetensors did not arrive whole, the connection broke"),
+    Row(fault="a file with another hash", code=1, stands=OLDER,
+        says="damaged on its way and removed from the cache. Run again."),
+    Row(fault="a redirect to another host", code=0, stands=NEW, says=""),
+    Row(fault="a redirect to another host with another file", code=1, stands=OLDER,
+        says="damaged on its way and removed from the cache. Run again."),
+    Row(fault="the hub wants a licence to be accepted", code=1, stands=OLDER,
+        says="accept its licence on https://huggingface.co/timm/tiny, then run `hf auth login` (or set HF_TOKEN)"),
+    Row(fault="the token's account has not accepted the licence", code=1, stands=OLDER,
+        says="accept its licence on https://huggingface.co/timm/tiny with that account"),
+    Row(fault="the hub has no such file", code=1, stands=OLDER,
+        says="the hub has no timm/tiny/model.safetensors: give a local file with --weights PATH."),
+    Row(fault="the hub has had too many requests", code=1, stands=OLDER,
+        says="the hub answered 429 for timm/tiny/model.safetensors, it has had too many requests"),
+    Row(fault="the hub has had too many requests once the file is asked for", code=1, stands=OLDER,
+        says="the hub answered 429 for timm/tiny/model.safetensors, it has had too many requests"),
+    *(
+        Row(fault=f"the hub answers {status}", code=1, stands=OLDER,
+            says=f"the hub answered {status} for timm/tiny/model.safetensors, it is in trouble: run again later, or")
+        for status in (500, 502, 503, 504)
+    ),
+)  # fmt: skip
+
 # What a disk says, and the words of ours that stand for it.
 WRITE_REASONS = {errno.ENOSPC: "no space left for", errno.EIO: "can't write", errno.EACCES: "can't write"}
 
@@ -315,6 +346,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "check of a bundle with position tables from a stranger": POSITIONS,
     "Pictures of --calib and --data": PICTURES,
     "Recipes, options and checkpoints": READERS,
+    "Weights from the hub": HUB,
     "The machine": MACHINE,
     "Every write in turn": (WRITES.unpublished, WRITES.published),
 }
