@@ -6,6 +6,7 @@ A test module takes the rows of its title by `rows` and lets each fault happen b
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -284,6 +285,10 @@ MACHINE = (
     Row(fault="memory is used up in Python", code=1, stands=OLDER, says="memory is used up, nothing was written"),
     Row(fault="memory is used up in torch", code=1, stands=OLDER, says="memory is used up, nothing was written"),
     Row(fault="memory is used up in a runtime", code=1, stands=OLDER, says="memory is used up, nothing was written"),
+    Row(fault="a process may have 1 GB (`ulimit -v`)", code=1, stands=OLDER,
+        says="memory is used up, nothing was written"),
+    Row(fault="memory is used up as a bundle is written (`ulimit -v`)", code=1, stands=OLDER,
+        says="memory is used up, nothing was written"),
     Row(fault="the clock jumps back at every look", code=0, stands=NEW, says=""),
     Row(fault="another process builds the same bundle", code=1, stands=OLDER, left=".out.lock",
         says="out is being built by another process now: wait for it"),
@@ -352,6 +357,10 @@ GROUPS: dict[str, tuple[Row, ...]] = {
 }
 
 
-def rows(group: tuple[Row, ...]) -> list[object]:
-    """Parameters of a test; a row that is `slow` is marked so."""
-    return [pytest.param(each, id=each.fault, marks=[pytest.mark.slow] if each.slow else []) for each in group]
+def rows(group: tuple[Row, ...], wanted: Callable[[str], bool] = lambda fault: True) -> list[object]:
+    """Parameters of a test, those whose fault is `wanted`; a row that is `slow` is marked so."""
+    return [
+        pytest.param(each, id=each.fault, marks=[pytest.mark.slow] if each.slow else [])
+        for each in group
+        if wanted(each.fault)
+    ]

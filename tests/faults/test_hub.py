@@ -84,7 +84,7 @@ def serve(hub: FakeHub, elsewhere: FakeHub, fault: str) -> None:
 
 
 @pytest.mark.usefixtures("_stages_once")
-@pytest.mark.parametrize("row", [each for each in rows(HUB) if "tenth" not in each.values[0].fault])  # type: ignore[attr-defined]
+@pytest.mark.parametrize("row", rows(HUB, lambda fault: "tenth" not in fault))
 def test_the_older_bundle_outlives_the_hub(
     row: Row, hub: FakeHub, elsewhere: FakeHub, place: Path, older: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +97,7 @@ def test_the_older_bundle_outlives_the_hub(
 
 
 @pytest.mark.usefixtures("_stages_once")
-@pytest.mark.parametrize("row", [each for each in rows(HUB) if "tenth" in each.values[0].fault])  # type: ignore[attr-defined]
+@pytest.mark.parametrize("row", rows(HUB, lambda fault: "tenth" in fault))
 def test_a_connection_that_breaks_at_a_tenth_is_continued_there(
     row: Row, hub: FakeHub, place: Path, older: Path, capsys: pytest.CaptureFixture[str],
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch,
