@@ -247,6 +247,15 @@ POSITIONS = (
         target="artifacts.0.dynamic.patch: 0 was given"),
 )  # fmt: skip
 
+IR_ROWS = (
+    Row(fault="IR that is cut off", code=1, says="OpenVINO can't read model-32.xml"),
+    Row(fault="IR whose weights are cut off", code=1, says="OpenVINO can't read model-32.xml"),
+    Row(fault="IR that reads behind its weights", code=1, says="OpenVINO can't read model-32.xml"),
+    Row(fault="IR of another bundle", code=3, says="model-32.xml at 32, batch 1, logits"),
+    Row(fault="IR with the weights of another bundle", code=3, says="model-32.xml at 32, batch 1, logits"),
+    Row(fault="IR that is a pipe", code=1, says="it is a pipe, socket or device, needs a file"),
+)  # fmt: skip
+
 PICTURES = (
     Row(fault="a PNG of 30000 by 30000 pixels", code=1, says="odd.png can't be read as an image"),
     Row(fault="a BMP with a flipped bit in its header", code=1, says="odd.bmp can't be read as an image"),
@@ -349,6 +358,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "Refused before the build": REPLACING,
     "check of a bundle from a stranger": EDITED,
     "check of a bundle with position tables from a stranger": POSITIONS,
+    "check of a bundle with OpenVINO's IR from a stranger": IR_ROWS,
     "Pictures of --calib and --data": PICTURES,
     "Recipes, options and checkpoints": READERS,
     "Weights from the hub": HUB,
