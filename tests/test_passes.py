@@ -302,6 +302,7 @@ def test_what_is_finished_is_verified(case: Callable[..., Case], finish: Callabl
     each = case("rope_mixed_deit_small", "32")
     graph = simplify(trace(each.spec, each.sized, each.tables, each.io()))
     image = graph.model.graph.inputs[0]
+    assert image.dtype is not None
     sine = ir.node("Sin", [image])
     sine.outputs[0].dtype, sine.outputs[0].shape = image.dtype, image.shape
     image.replace_all_uses_with(sine.outputs[0])
