@@ -152,6 +152,19 @@ def test_a_shape_is_asked_of_the_input_itself(graph_of: Text) -> None:
     assert np.array_equal(run(model, image=np.ones((1, 4), np.float16)), np.full((1, 4), 2, np.float16))
 
 
+def test_a_cast_to_another_format_stays_behind_an_input(graph_of: Text) -> None:
+    text = f"""{HEADER} g (float[1,2] image) => (float16[1,2] logits) {{
+        inside = Cast <to = 10> (image)
+        whole = Cast <to = 7> (image)
+        cut = Cast <to = 10> (whole)
+        logits = Add (inside, cut)
+    }}"""
+    model = common.ShapeInferencePass()(graph_of(text)).model
+    assert RetypeIo(ir.DataType.FLOAT16)(model).modified
+    common.CheckerPass(full_check=True)(model)
+    assert np.array_equal(run(model, image=np.array([[1.5, -3.25]], np.float16)), np.array([[2.5, -6.25]], np.float16))
+
+
 def test_ends_of_whole_numbers_stay(graph_of: Text) -> None:
     text = f"{HEADER} g (uint8[1,2] image) => (float[1,2] logits) {{ logits = Cast <to = 1> (image) }}"
     model = graph_of(text)
