@@ -165,7 +165,6 @@ class OrtRunner : public Runner {
     OrtSessionOptions* made = nullptr;
     ort_.check(ort_->CreateSessionOptions(&made), failed);
     const Owned<OrtSessionOptions> settings(made, ort_->ReleaseSessionOptions);
-    ort_.check(ort_->SetSessionLogSeverityLevel(made, ORT_LOGGING_LEVEL_ERROR), failed);
     int threads = options.threads;
     if (options.streams > 1)  // each a part of them
       threads = std::max(1, (threads > 0 ? threads : this_machine().cores) / options.streams);
