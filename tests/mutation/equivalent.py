@@ -29,6 +29,9 @@ EQUIVALENT: dict[tuple[str, str, int, str], str] = {
         35,
         "or → and",
     ): "where there is no product, nothing reads it: what is behind it is None too",
+    ("ropevit_export/trace/swin.py", "region = region_of[0][:, None] * 2 + region_of[1]", 35, "+ → -"): (
+        "four regions have four numbers either way"
+    ),
     ("ropevit_export/trace/positions.py", "reach = torch.arange(-2, side + 2)", 32, "2 → 3"): (
         "the kernel is zero three taps beyond the edge"
     ),
