@@ -14,6 +14,11 @@ from ropevit_export.errors import CheckpointError
 
 # Far more than any training state has: what is larger was made to be.
 _MOST = 2_000_000
+# Below so many containers no checkpoint has weights: what lies deeper is not looked at.
+_DEEPEST = 100
+# A tensor may name the same numbers again and again, and a file the same tensor: all of them together may come to so
+# many times the file's bytes, and to so much in any.
+_TIMES, _FREE = 16, 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,14 +31,17 @@ class Contents:
     unread: dict[str, str] = field(default_factory=dict)
 
 
-def contents(content: object) -> Contents:
-    """Raises CheckpointError where there are more things than a checkpoint has."""
+def contents(content: object, nbytes: int) -> Contents:
+    """Of a file of so many bytes. Raises CheckpointError where there are more things, or larger ones, than a checkpoint
+    of that size has.
+    """
     out = Contents()
     seen: set[int] = set()  # of containers: one that holds itself ends here too
-    waiting: deque[tuple[str, object]] = deque([("", content)])
-    count = 0
+    arrays: dict[int, torch.Tensor | None] = {}
+    waiting: deque[tuple[str, int, object]] = deque([("", 0, content)])
+    count, taken = 0, 0
     while waiting:
-        place, value = waiting.popleft()
+        place, depth, value = waiting.popleft()
         held = _held(value)
         if held is None or id(value) in seen:
             continue
@@ -43,7 +51,12 @@ def contents(content: object) -> Contents:
             raise CheckpointError(f"the file holds more than {_MOST} things: no checkpoint does.")
         for key, each in held.items():
             inner = f"{place}.{key}" if place else str(key)
-            if isinstance(tensor := _plain(each), torch.Tensor):
+            if isinstance(tensor := _plain(each, arrays), torch.Tensor):
+                taken += tensor.nbytes
+                if taken > _TIMES * nbytes + _FREE:
+                    raise CheckpointError(
+                        f"the file's {nbytes} bytes stand for tensors of {taken} and more: no checkpoint's do."
+                    )
                 if isinstance(key, str):  # in a list tensors have no names
                     out.dictionaries.setdefault(place, {})[key] = tensor
             elif isinstance(each, Inert) and (made_by := _made_by(each)):
@@ -51,7 +64,10 @@ def contents(content: object) -> Contents:
         # Averages of torch_ema and diffusers: in the order of a module's parameters, which a file does not say.
         if isinstance(value, (list, tuple)) and (tensors := sum(isinstance(each, torch.Tensor) for each in value)) > 2:
             out.unread[place] = f"a list without names, of {tensors} tensors"
-        waiting.extend((f"{place}.{key}" if place else str(key), each) for key, each in held.items() if _holds(each))
+        if depth < _DEEPEST:
+            waiting.extend(
+                (f"{place}.{key}" if place else str(key), depth + 1, each) for key, each in held.items() if _holds(each)
+            )
     if isinstance(content, Inert) and content.is_module:
         out.unread[""] = _made_by(content)
     return out
@@ -74,9 +90,13 @@ def _holds(value: object) -> bool:
     return isinstance(value, (Inert, dict, list, tuple)) and not isinstance(value, NumpyArray)
 
 
-def _plain(value: object) -> object:
-    """A tensor as it is, an array as one."""
-    return value.tensor() if isinstance(value, NumpyArray) else value
+def _plain(value: object, arrays: dict[int, torch.Tensor | None]) -> object:
+    """A tensor as it is, an array as one, which the file may name more than once."""
+    if not isinstance(value, NumpyArray):
+        return value
+    if id(value) not in arrays:
+        arrays[id(value)] = value.tensor()
+    return arrays[id(value)]
 
 
 def _made_by(value: Inert) -> str:
