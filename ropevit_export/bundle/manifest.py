@@ -31,8 +31,6 @@ from ropevit_export.values import Form, Output, Pool, TensorSpec
 MANIFEST = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
-# A bundle is flat: a path that leads anywhere else is not of it.
-FileName = Field(pattern=r"^[^/\\\x00-\x1f\x7f]+$")
 # What no number of a manifest exceeds: whoever reads one makes room by it.
 _MOST_BYTES = 64 * files.MB
 _MOST_PIXELS = 2**28
@@ -55,6 +53,14 @@ def _not_too_many_pixels(size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
+def _is_of_the_folder(name: str) -> str:
+    if name in (".", "..") or len(name.encode()) > files.LONGEST_NAME:
+        raise ValueError(f"{name[:40]!r} is no file name")
+    return name
+
+
+# A bundle is flat: a path that leads anywhere else is not of it.
+FileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f\x7f]+$"), AfterValidator(_is_of_the_folder)]
 Size = Annotated[tuple[Side, Side], AfterValidator(_not_too_many_pixels)]
 # What stands for an extent that is not known before there is an image.
 Symbol = Literal["batch", "height", "width", "rows", "columns", "patches", "tokens"]
@@ -164,7 +170,7 @@ class FileEntry(_Strict):
     """A file that serves an artifact or a reader: golden tensors, a layer report, weights, parts of position inputs."""
 
     kind: str
-    path: str = FileName
+    path: FileName
     sha256: str = Sha256
 
 
@@ -190,7 +196,7 @@ class ArtifactEntry(_Strict):
     """
 
     kind: Literal["onnx", "tensorrt", "tensorrt-rtx", "openvino"]
-    path: str = FileName
+    path: FileName
     sha256: str = Sha256
     resolutions: Annotated[tuple[Size, ...], Field(min_length=1)]
     batch: BatchEntry

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 KB, MB, GB = 2**10, 2**20, 2**30
+LONGEST_NAME = 255  # bytes: of filesystems that are in use
 
 # Filesystems that can't exchange two names, or sync a folder, say so by one of these.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}

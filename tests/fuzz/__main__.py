@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
+import traceback
 import zlib
 from pathlib import Path
 
@@ -20,7 +21,8 @@ import timm  # noqa: F401 - what is imported here is not instrumented
 import torch
 
 ROOT = Path(__file__).parents[2]
-_KINDS = 4096  # of refusals
+_KINDS = 2048  # of refusals
+_WORDS = 6  # that tell them apart
 
 
 def main(arguments: list[str]) -> None:
@@ -42,8 +44,7 @@ def main(arguments: list[str]) -> None:
 
     def once(content: bytes) -> None:
         for at, refusal in enumerate(judged(reader, content, folder)):
-            said = re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "", str(refusal).replace(str(folder), ""))
-            kinds[zlib.crc32(f"{at}{said}".encode()) % _KINDS]()
+            kinds[zlib.crc32(f"{at} {_kind(refusal)}".encode()) % _KINDS]()
 
     def mutated(content: bytes, longest: int, seed: int) -> bytes:
         made = reader.mutate(content, random.Random(seed), lambda part: atheris.Mutate(part, len(part) + 64))
@@ -59,6 +60,18 @@ def main(arguments: list[str]) -> None:
     usual = [f"-max_len={reader.longest}", "-timeout=30", "-rss_limit_mb=3000", f"-artifact_prefix={work}/{name}-"]
     atheris.Setup([arguments[0], *usual, *options], once, custom_mutator=mutated)
     atheris.Fuzz()
+
+
+def _kind(error: BaseException | None) -> str:
+    """Where it was raised, and how what it says begins, without what it has from the file; of each that led to it."""
+    kinds = []
+    while error is not None:
+        raised = traceback.extract_tb(error.__traceback__)[-1:]
+        said = re.sub(r"(?<=\w)'(?=\w)", "", str(error))  # of words such as can't
+        said = re.sub(r"'[^']*'|\"[^\"]*\"|\S*/\S*|\d+", "", said)
+        kinds.append(f"{type(error).__name__} {[each.lineno for each in raised]} {said.split()[:_WORDS]}")
+        error = error.__cause__ or error.__context__
+    return "; ".join(kinds)
 
 
 def _branch():  # type: ignore[no-untyped-def]
