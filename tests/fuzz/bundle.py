@@ -114,7 +114,8 @@ def _manifest(artifacts: list[dict[str, Any]], golden_sha256: str) -> dict[str, 
             "heads": [{"block": 0, "head": 0, "x": [0.5, 0.25], "y": [0.125, -0.5]}],
         },
         "choices": ["one was made"],
-        "request": {"model": MODEL, "resolutions": "8", "weights": "random", "rope": "inputs"},
+        "request": {"model": MODEL, "resolutions": "8", "weights": "random", "rope": "inputs", "precision": "fp32",
+                    "io_precision": "fp32"},
     }  # fmt: skip
 
 
