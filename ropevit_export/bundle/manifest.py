@@ -297,8 +297,13 @@ class RotaryEntry(_Strict):
         for head in self.heads:
             if not len(head.x) == len(head.y) == len(self.pairs):
                 raise ValueError(f"a head has {len(head.x)} and {len(head.y)} frequencies of {len(self.pairs)} pairs")
-        if math.prod(self.grid) > _MOST_TOKENS or math.prod(self.grid) * len(self.pairs) * len(self.heads) > _MOST_DRAWN:
-            raise ValueError(f"{len(self.heads)} heads over a grid of {self.grid[0]}x{self.grid[1]} are too many to draw")
+        if (
+            math.prod(self.grid) > _MOST_TOKENS
+            or math.prod(self.grid) * len(self.pairs) * len(self.heads) > _MOST_DRAWN
+        ):
+            raise ValueError(
+                f"{len(self.heads)} heads over a grid of {self.grid[0]}x{self.grid[1]} are too many to draw"
+            )
         return self
 
 

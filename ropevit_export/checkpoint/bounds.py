@@ -12,10 +12,10 @@ import io
 import pickle
 import pickletools
 from collections.abc import Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
-# What calls and keys are made of may come to so many times the pickle's bytes, and to so much in any: weights that the
-# suite has come to at most 2 times. Nothing is so deep that a pickler, which goes down by calling itself, could write it.
+# What calls and keys are made of may come to so many times the pickle's bytes, and to so much in any: those of a
+# checkpoint with an optimizer's state come to 2 times. A pickler goes down by calling itself, and no deeper than that.
 _TIMES, _FREE, _DEEPEST = 8, 1 << 16, 1000
 
 
@@ -38,8 +38,8 @@ _MARK = _Thing(0)
 
 
 class _Opcode(NamedTuple):
-    """takes: things off the stack, or where `marked` all above a mark. gives: things onto it. `holds`: it puts what it
-    takes into the thing below that. `hashed`: of what it takes, every which one a call or a hash may walk.
+    """takes: things off the stack, or where `marked` all above a mark. gives: things onto it. holds: it puts what it
+    takes into the thing below that. hashed: 1 where a call or a hash may walk all that it takes, 2 for every second.
     """
 
     name: str
@@ -70,7 +70,7 @@ def _opcode(found: pickletools.OpcodeInfo) -> _Opcode:
     holds = found.name in _HOLD
     return _Opcode(
         name=found.name,
-        argument=_TWO_LINES if found.name in ("GLOBAL", "INST") else found.arg and found.arg.n,
+        argument=_TWO_LINES if found.name in ("GLOBAL", "INST") else None if found.arg is None else found.arg.n,
         takes=0 if marked else len(found.stack_before) - holds,
         marked=marked,
         gives=len(found.stack_after) - holds,
@@ -179,6 +179,8 @@ class _Walk:
     def _charge(self, taken: Sequence[_Thing]) -> None:
         self.room -= sum(each.size for each in taken)
         if self.room < 0:
-            raise pickle.UnpicklingError("its calls and keys name the same things over and over: it is made to be large")
+            raise pickle.UnpicklingError(
+                "its calls and keys name the same things over and over: it is made to be large"
+            )
         if any(each.depth > _DEEPEST for each in taken):
             raise pickle.UnpicklingError(f"its calls and keys are of things more than {_DEEPEST} deep in one another")

@@ -241,8 +241,8 @@ def _patches(name: str, answer: Array, size: Resolution, listed: Manifest) -> Fl
     rows = round(math.sqrt(max(0, count) * size.height / size.width))
     if rows < 1 or count % rows:
         raise BundleError(
-            f"the manifest says prefix {listed.prefix}, which leaves {count} of {answer.shape[1]} tokens of {size}: they "
-            "are no grid of patches."
+            f"the manifest says prefix {listed.prefix}, which leaves {count} of {answer.shape[1]} tokens of {size}: "
+            "they are no grid of patches."
         )
     return answer[:, listed.prefix :].reshape(len(answer), rows, count // rows, -1)
 

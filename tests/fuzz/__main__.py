@@ -16,7 +16,6 @@ import zlib
 from pathlib import Path
 
 import atheris
-import onnx
 import timm  # noqa: F401 - what is imported here is not instrumented
 import torch
 

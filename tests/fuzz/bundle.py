@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 from safetensors.numpy import save
@@ -37,9 +38,7 @@ def make(folder: Path) -> None:
     images = chance.standard_normal((2, 3, SIDE, SIDE), np.float32)
     answers = chance.standard_normal((2, CLASSES), np.float32)
     (folder / GOLDEN).write_bytes(save({"image": images, "expected": answers}))
-    (folder / ENGINE).write_bytes(
-        b"vtrt" + struct.pack("<IQQ4BIQ24x", 0, 0, 64, 1, 7, 1, 116, 0, 0b1000)
-    )
+    (folder / ENGINE).write_bytes(b"vtrt" + struct.pack("<IQQ4BIQ24x", 0, 0, 64, 1, 7, 1, 116, 0, 0b1000))
     (folder / LAYERS).write_text(json.dumps({"layers": _layers()}))
     graph, engine = _artifact("onnx", GRAPH), _artifact("tensorrt-rtx", ENGINE)
     entry = manifest.ArtifactEntry.model_validate(graph)
@@ -147,7 +146,7 @@ def _graph(chance: np.random.Generator, held: dict[str, str]) -> onnx.ModelProto
         helper.make_node("Add", ["p", "u"], ["v"], "add"),
         helper.make_node("Gemm", ["v", "h", "b"], ["logits"], "head"),
     ]
-    weights = {
+    weights: dict[str, npt.NDArray[Any]] = {
         "w": chance.standard_normal((WIDTH, 3, PATCH, PATCH), np.float32),
         "axes": np.array([2, 3], np.int64),
         "square": chance.standard_normal((WIDTH, WIDTH), np.float32),

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ropevit_export.cli.terminal import printable
-from ropevit_export.errors import RopevitError
+from ropevit_export.errors import RopevitError, printable
 from tests.fuzz.mutators import Mutate, any_bytes
 
 SECONDS = 5.0  # of this process's CPU time
@@ -41,7 +40,7 @@ class Reader:
     longest: int = 20_000
 
 
-class Finding(AssertionError):
+class Finding(AssertionError):  # noqa: N818 - as fuzzers call it
     """What no file may lead to."""
 
 

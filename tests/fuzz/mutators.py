@@ -117,7 +117,9 @@ def _scalar(value: Any, chance: random.Random, as_bytes: Bytes) -> Any:
     if isinstance(value, str) and chance.random() < 0.4:
         return as_bytes(value.encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
     if isinstance(value, (int, float)) and chance.random() < 0.4:
-        return chance.choice((value + 1, value - 1, -value, value * 2, value * 3 + 1, float(max(-1e300, min(value, 1e300)))))
+        return chance.choice(
+            (value + 1, value - 1, -value, value * 2, value * 3 + 1, float(max(-1e300, min(value, 1e300))))
+        )
     return chance.choice((*_NUMBERS, *_NUMBERS, *_TEXTS, None, [], {}))
 
 
@@ -180,7 +182,7 @@ _PLAIN = [each.code.encode("latin-1") for each in pickletools.opcodes if each.ar
 
 
 def pickled(content: bytes, chance: random.Random, as_bytes: Bytes) -> bytes:
-    """Opcodes left out, repeated, moved and put in; files of before PyTorch 1.6 are several pickles one after another."""
+    """Opcodes left out, repeated, moved and put in; files of before PyTorch 1.6 are several pickles in a row."""
     if chance.random() < 0.05:
         return as_bytes(content)
     parts, rest = _opcodes(content)
@@ -257,7 +259,8 @@ def onnx_file(content: bytes, chance: random.Random, as_bytes: Bytes) -> bytes:
     for _ in range(chance.choice((1, 1, 2, 3))):
         message = chance.choice(list(_messages(model)))
         _change_field(message, chance.choice(message.DESCRIPTOR.fields), chance, as_bytes)
-    return model.SerializeToString()
+    made: bytes = model.SerializeToString()
+    return made
 
 
 def _messages(message: Message) -> Iterator[Message]:

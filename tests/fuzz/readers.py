@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from ropevit_export import cli, runtime, tuned
+from ropevit_export import runtime, tuned
 from ropevit_export.bundle import facts, manifest, positions
 from ropevit_export.checkpoint import file
 from ropevit_export.cli import export as export_command
@@ -26,7 +26,6 @@ from ropevit_export.cli import inspect as inspect_command
 from ropevit_export.cli import matrix
 from ropevit_export.errors import BundleError, CheckpointError, InputError, RecipeError, UsageError
 from ropevit_export.images import files as images
-from ropevit_export.images.preprocess import crop, normalise
 from ropevit_export.models import adopt, filed, timm_modules  # noqa: F401 - imported now, and not while time is taken
 from ropevit_export.models.zoo import find_model
 from ropevit_export.parity.tolerance import TOLERANCES
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 _LARGEST = 512  # pixels a side of what is prepared and filled: a larger size takes longer, and that is no fault
 _OF_BUNDLES = (BundleError, UsageError)
-_LIMITS = {name: dataclasses.asdict(each) for name, each in TOLERANCES.items()}
+_LIMITS: dict[str, facts.Tolerance] = {name: dataclasses.asdict(each) for name, each in TOLERANCES.items()}
 
 
 def _shown(bundle: Path, gpu: str | None = None) -> None:
@@ -49,7 +48,7 @@ def _shown(bundle: Path, gpu: str | None = None) -> None:
     with (
         Path(os.devnull).open("w") as nowhere,
         contextlib.redirect_stdout(nowhere),
-        mock.patch.object(inspect_command, "show", lambda table: None),
+        mock.patch.object(inspect_command, "show"),
     ):
         inspect_command.inspect.callback(bundle=bundle, gpu=gpu, largest=5, as_json=False)  # type: ignore[misc]
 
@@ -120,7 +119,7 @@ def _checkpoint(name: str) -> Callable[[Path], None]:
         for tensors in checkpoint.dictionaries.values():
             for tensor in tensors.values():
                 tensor.to(torch.float32).contiguous()
-        with mock.patch.object(adopt, "_owner", lambda *given: ""):
+        with mock.patch.object(adopt, "_owner", return_value=""):
             filed.read(spec, checkpoint, given)
 
     return read
@@ -148,11 +147,11 @@ def _matrix(folder: Path) -> None:
 
 
 def _context(recipe: Path, *more: str) -> click.Context:
-    return cli.cli.make_context("ropevit-export", ["--recipe", str(recipe), *more])
+    return export_command.cli.make_context("ropevit-export", ["--recipe", str(recipe), *more])
 
 
 _OPTIONS = tuple(
-    max(each.opts, key=len).removeprefix("--") for each in cli.cli.params if isinstance(each, click.Option)
+    max(each.opts, key=len).removeprefix("--") for each in export_command.cli.params if isinstance(each, click.Option)
 )
 
 READERS: dict[str, Reader] = {
