@@ -83,14 +83,14 @@ _OPCODES = {each.code.encode("latin-1"): _opcode(each) for each in pickletools.o
 
 
 def require_bounded(stream: IO[bytes]) -> None:
-    """Raises pickle.UnpicklingError, or what damaged bytes lead to; the stream is left where it was."""
+    """Raises pickle.UnpicklingError; the stream is left where it was. What ends pickle's machine is left to it."""
     begin = stream.tell()
     end = stream.seek(0, io.SEEK_END)
     stream.seek(begin)
     try:
         _Walk(stream, begin, end).walk()
-    except (IndexError, KeyError) as error:
-        raise pickle.UnpicklingError("its opcodes take what none has put there") from error
+    except (EOFError, IndexError, KeyError, ValueError):  # the machine ends at the same opcode, and says why
+        pass
     finally:
         stream.seek(begin)
 
@@ -104,14 +104,13 @@ class _Walk:
         self.count = 0
 
     def walk(self) -> None:
+        """Raises EOFError, IndexError, KeyError or ValueError where the opcodes are none."""
         while (code := self.stream.read(1)) != b".":
-            if code not in _OPCODES:
-                raise pickle.UnpicklingError("it ends before its last opcode" if not code else f"no opcode is {code!r}")
             self.count += 1
             self._step(_OPCODES[code])
 
     def _step(self, opcode: _Opcode) -> None:
-        number, size = self._argument(opcode.argument)
+        number, size = self._argument(opcode)
         name = opcode.name
         if name in _PUTS:
             self._keep(len(self.memo) if name == "MEMOIZE" else number)
@@ -145,8 +144,9 @@ class _Walk:
                 taken.append(self.stack.pop())
         return taken[::-1]
 
-    def _argument(self, kind: int | None) -> tuple[int, int]:
-        """(the number that an argument of a fixed length or on a line is, the bytes of text that it brings)."""
+    def _argument(self, opcode: _Opcode) -> tuple[int, int]:
+        """(the number that an argument is, where it is of a place or a length; the bytes of text that it brings)."""
+        kind = opcode.argument
         if kind is None:
             return 0, 0
         if kind >= 0:
@@ -159,7 +159,7 @@ class _Walk:
         line = self.stream.readline()
         if kind == _TWO_LINES:
             line += self.stream.readline()
-        return int(line) if line.strip().isdigit() else -1, len(line)
+        return int(line) if opcode.name in ("PUT", "GET") else 0, len(line)
 
     def _require_there(self, length: int) -> None:
         if length > self.end - self.stream.tell():
@@ -168,7 +168,7 @@ class _Walk:
     def _read(self, length: int) -> bytes:
         found = self.stream.read(length)
         if len(found) < length:
-            raise pickle.UnpicklingError("it ends within an opcode")
+            raise EOFError
         return found
 
     def _keep(self, number: int) -> None:
