@@ -327,9 +327,9 @@ TUPLE2 = b"\x86"
         (b"(cbuiltins\nset\n" + twice(60, TUPLE2) + b"o.", "name the same things over and over"),
         (b"cbuiltins\nset\n" + twice(60, TUPLE2) + b"\x81.", "name the same things over and over"),
         (twice(60, TUPLE2) + b"Q.", "name the same things over and over"),
-        (b"g 0\n0})" + b"\x85" * 500_000 + b"Ns.", "truncated or damaged"),
-        (b"Np0\n0})" + b"\x85" * 500_000 + b"Ns.", "more than 1000 deep"),
-        (b"Np0\ng 0\n0})" + b"\x85" * 500_000 + b"Ns.", "more than 1000 deep"),
+        (b"g 0\n0})" + b"\x85" * 200_000 + b"Ns.", "truncated or damaged"),
+        (b"Np0\n0})" + b"\x85" * 200_000 + b"Ns.", "more than 1000 deep"),
+        (b"Np0\ng 0\n0})" + b"\x85" * 200_000 + b"Ns.", "more than 1000 deep"),
     ],
 )  # fmt: skip
 def test_a_few_bytes_do_not_stand_for_gigabytes_or_hours(tmp_path: Path, program: bytes, reason: str) -> None:
@@ -356,6 +356,6 @@ def test_parts_of_an_archive_that_lie_over_one_another_are_damaged(tmp_path: Pat
     torch.save({"w": torch.zeros(1000)}, path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.filelist += [copy.copy(archive.getinfo("x/data/0")) for _ in range(3)]
-        archive._didModify = True  # so that the directory is written
+        archive._didModify = True  # type: ignore[attr-defined] # so that the directory is written
     with pytest.raises(CheckpointError, match="its parts lie over one another"):
         file.read(path)
