@@ -5,10 +5,9 @@ What it finds, and what it keeps to go on from, lies in build/fuzz.
 
 from __future__ import annotations
 
-import atexit
+import os
 import random
 import re
-import shutil
 import sys
 import tempfile
 import traceback
@@ -20,22 +19,30 @@ import timm  # noqa: F401 - what is imported here is not instrumented
 import torch
 
 ROOT = Path(__file__).parents[2]
+CORPUS = Path(__file__).parent / "corpus"
 _KINDS = 2048  # of refusals
 _WORDS = 6  # that tell them apart
 
 
-def main(arguments: list[str]) -> None:
-    with atheris.instrument_imports(include=["ropevit_export", "zipfile", "json", "tomllib", "safetensors"]):
+def main(arguments: list[str]) -> int:
+    names = sorted(path.name for path in CORPUS.iterdir())
+    if len(arguments) < 2 or arguments[1] not in names:
+        sys.exit(f"needs one of {', '.join(names)}")
+    in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="ropevit-fuzz-", dir=in_memory) as folder:
+        if (child := os.fork()) == 0:
+            fuzz(arguments[0], arguments[1], arguments[2:], Path(folder))  # libFuzzer ends the process
+        _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def fuzz(program: str, name: str, options: list[str], folder: Path) -> None:
+    del sys.modules["zipfile"]  # torch has imported it as it is
+    with atheris.instrument_imports(include=["ropevit_export", "zipfile", "tomllib", "safetensors"]):
         from tests.fuzz.judge import judged
         from tests.fuzz.readers import READERS
 
-    if len(arguments) < 2 or arguments[1] not in READERS:
-        sys.exit(f"needs one of {', '.join(READERS)}")
-    name, options = arguments[1], arguments[2:]
     reader = READERS[name]
-    in_memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="ropevit-fuzz-", dir=in_memory if in_memory.is_dir() else None))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     reader.beside(folder)
     torch.set_num_threads(1)
     # A reader in Rust or C has no branches that atheris sees, but it says why it refuses: each kind of refusal is one.
@@ -53,11 +60,11 @@ def main(arguments: list[str]) -> None:
     (work / name).mkdir(parents=True, exist_ok=True)
     if reader.words:
         (work / f"{name}.dict").write_text("".join(f'"{word}"\n' for word in reader.words))
-        options.insert(0, f"-dict={work / name}.dict")
+        options = [f"-dict={work / name}.dict", *options]
     if all(each.startswith("-") for each in options):
-        options += [str(work / name), str(ROOT / "tests" / "fuzz" / "corpus" / name)]
+        options = [*options, str(work / name), str(CORPUS / name)]
     usual = [f"-max_len={reader.longest}", "-timeout=30", "-rss_limit_mb=3000", f"-artifact_prefix={work}/{name}-"]
-    atheris.Setup([arguments[0], *usual, *options], once, custom_mutator=mutated)
+    atheris.Setup([program, *usual, *options], once, custom_mutator=mutated)
     atheris.Fuzz()
 
 
@@ -80,4 +87,4 @@ def _branch():  # type: ignore[no-untyped-def]
     return branch
 
 
-main(sys.argv)
+sys.exit(main(sys.argv))
