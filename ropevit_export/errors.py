@@ -58,6 +58,10 @@ class BackendError(RopevitError):
     """A runtime is missing, can't serve the request, or failed to build or run."""
 
 
+class UnreadableError(BackendError):
+    """A runtime that works here can't read a file that every machine's can."""
+
+
 class InputError(RopevitError):
     """A loaded bundle can't take these images."""
 

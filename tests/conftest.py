@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,33 @@ if "PYTEST_XDIST_WORKER" in os.environ:
             self.intra_op_num_threads = 1
 
     onnxruntime.SessionOptions = _OneThread
+
+
+# What this process sent elsewhere than to itself. Some libraries report their use and keep quiet where they can't.
+_SENT: list[str] = []
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    host = None
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    elif event == "socket.getaddrinfo":
+        host = arguments[0]
+    if host not in (None, "", "localhost", "127.0.0.1", "::1", b"localhost", b"127.0.0.1"):
+        _SENT.append(f"{event} {host}")
+        raise OSError(errno.ENETUNREACH, "tests have no network")
+
+
+sys.addaudithook(_watch)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_sent() -> Iterator[None]:
+    yield
+    sent = list(_SENT)
+    _SENT.clear()
+    assert not sent
+
 
 Array = npt.NDArray[np.float32]
 # Whether this CPU multiplies in bfloat16, without which OpenVINO refuses to.

@@ -90,6 +90,18 @@ def test_one_graph_is_timms_model_at_sizes_never_named(rope: str, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", [each.short for each in (*DINOV3, *LINGBOT)])
+def test_every_name_is_timms_with_two_blocks(model: str, tmp_path: Path) -> None:
+    spec = find_model(f"shallow_{model}")
+    size = f"{4 * spec.multiple}x{6 * spec.multiple}"
+    bundle = load(export(spec.short, tmp_path / "out", "--res", size, "--output", OUTPUTS))
+    image = noise(size)
+    wanted = theirs(spec, image, (0, 1))
+    for name, answer in bundle.run_all(image).items():
+        np.testing.assert_allclose(answer, wanted[name], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model", WHOLE)
 @pytest.mark.parametrize("rope", ["baked", "dynamic", "inputs"])
 def test_whole_models_are_timms(model: str, rope: str, tmp_path: Path) -> None:

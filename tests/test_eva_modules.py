@@ -242,9 +242,9 @@ def test_what_a_spec_says_of_a_module_is_what_it_computes(given: dict[str, Any])
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(given=switches())
-def test_a_hundred_modules_go_through_the_whole_pipe(
+def test_two_hundred_modules_go_through_the_whole_pipe(
     given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """About two in five are what a spec can say; the others are refused by a switch's name."""

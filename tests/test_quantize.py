@@ -11,21 +11,26 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from ropevit_export import passes
+from ropevit_export import passes, stages
 from ropevit_export.backends.float32 import Float32Graph
 from ropevit_export.backends.onnxruntime import OnnxRuntime
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.errors import BackendError, PassError
 from ropevit_export.machine import hardware
+from ropevit_export.models.adopt import adopt
+from ropevit_export.models.initial import random_checkpoint
+from ropevit_export.models.zoo import find_model
+from ropevit_export.passes import edit
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
 from ropevit_export.passes.linear import linear_layers
+from ropevit_export.passes.quantize import ranges
 from ropevit_export.passes.quantize.codes import Coding, step_and_shift, weight_codes
 from ropevit_export.passes.quantize.cpu import QuantizeAsItRuns
 from ropevit_export.passes.quantize.engines import QuantizeLinear
 from ropevit_export.passes.quantize.ranges import Range, balance, calibrate
-from ropevit_export.request import EngineSpec
+from ropevit_export.request import EngineSpec, Request
 from ropevit_export.trace.export import trace, trace_dynamic
-from ropevit_export.values import Dim, Graph, IoSpec, Plan, Resolution
+from ropevit_export.values import Checkpoint, Dim, Graph, IoSpec, Plan, Resolution
 from tests.conftest import LOGITS, Case
 
 Make = Callable[..., Case]
@@ -210,6 +215,89 @@ def test_balancing_moves_outliers_and_leaves_numbers(graph_of: Text) -> None:
     assert spread[1] < spread[0] / 5
     measured = calibrate(model, [{"image": image}], Float32Graph)["x"]
     np.testing.assert_allclose(after["x"].high, measured.high, rtol=1e-5)
+
+
+GATED = """<ir_version: 10, opset_import: ["" : 20]>
+g (float[2,3,4] image) => (float[2,3,2] logits) <
+  float[4] gain = {1, 1, 1, 1}, float[4] shift = {0.1, 0, 0, 0},
+  float[4,4] gate_weight = {1, 2, 3, 4, 4, 3, 2, 1, -1, 0, 1, 0, 2, 2, 2, 2},
+  float[4,4] up_weight = {1, 2, 3, 4, 4, 3, 2, 1, -1, 0, 1, 0, 2, 2, 2, 2}, float[4] up_bias = {1, 0, 0, -1},
+  float[4,4] down_weight = {1, 0, 3, 4, 4, 3, 2, 1, -1, 0, 1, 0, 2, 2, 2, 2}, float[4] down_bias = {0, 0, 0, 0},
+  float[4,2] head_weight = {1, 2, 3, 4, 4, 3, 2, 1}> {
+    x = LayerNormalization (image, gain, shift)
+    a = MatMul (x, gate_weight)
+    s = Sigmoid (a)
+    silu = Mul (a, s)
+    b = MatMul (x, up_weight)
+    c = Add (b, up_bias)
+    gated = Mul (silu, c)
+    d = MatMul (gated, down_weight)
+    e = Add (d, down_bias)
+    logits = MatMul (e, head_weight)
+}"""
+
+
+def test_balancing_moves_outliers_of_what_is_gated(graph_of: Text) -> None:
+    model = with_shapes(graph_of(GATED))
+    weight = model.graph.initializers["up_weight"]
+    weight.const_value = ir.tensor(edit.array_of(weight) * np.array([1, 1, 100, 1], np.float32))
+    image = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    theirs = infer(model, image)
+    before = calibrate(model, [{"image": image}], Float32Graph)
+    after = balance(model, before)
+    np.testing.assert_allclose(infer(model, image), theirs, rtol=1e-5, atol=1e-4)
+    spread = [each["gated"].peaks.max() / each["gated"].peaks.min() for each in (before, after)]
+    assert spread[1] < spread[0] / 5
+    measured = calibrate(model, [{"image": image}], Float32Graph)["gated"]
+    np.testing.assert_allclose(after["gated"].high, measured.high, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("d = MatMul (gated, down_weight)", "f = Add (gated, c)\n    d = MatMul (f, down_weight)"),
+        ("MatMul (x, gate_weight)", "MatMul (x, up_weight)"),
+        ("e = Add (d, down_bias)", "e = Add (d, up_bias)"),
+        ("e = Add (d, down_bias)", "f = Mul (gated, down_bias)\n    e = Add (d, f)"),
+    ],
+)
+def test_what_is_gated_is_not_balanced_where_something_else_reads_it(old: str, new: str, graph_of: Text) -> None:
+    model = with_shapes(graph_of(GATED.replace(old, new)))
+    image = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    theirs = infer(model, image)
+    bias = edit.array_of(model.graph.initializers["up_bias"]).copy()
+    ranges = calibrate(model, [{"image": image}], Float32Graph)
+    balance(model, ranges)
+    np.testing.assert_allclose(infer(model, image), theirs, rtol=1e-5, atol=1e-4)
+    assert np.array_equal(edit.array_of(model.graph.initializers["up_bias"]), bias)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["engines", "onnxruntime"])
+def test_outliers_in_swiglu_cost_8_bits_little(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of DINOv3 S+, with two channels of each block's second factor thirtyfold, against its float32 graph."""
+    spec = find_model("shallow_dinov3_small_plus")
+    tensors = dict(random_checkpoint(spec, seed=0).dictionaries[""])
+    for name in [each for each in tensors if ".mlp.fc1_x." in each]:
+        tensors[name] = tensors[name].clone()
+        tensors[name][[7, 19]] *= 30
+    weights = adopt(spec, Checkpoint(dictionaries={"": tensors}, source="", revision=None, sha256="", trained=True))
+    asked = Request(model=spec, resolutions=(Resolution(height=64, width=64),), output="tokens")
+    (io,) = asked.graphs()
+    made = np.random.default_rng(0).standard_normal((16, 1, 3, 64, 64)).astype(np.float32)
+    float32 = stages.traced(asked, weights, io, lambda stage: None)
+    theirs = [infer(float32.model, image) for image in made[8:]]
+
+    def worst() -> float:
+        graph = stages.traced(asked, weights, io, lambda stage: None)
+        found = passes.run_quantized(graph, "int8", [{"image": image} for image in made[:8]], Float32Graph)
+        ours = [infer(getattr(found, form).model, image) for image in made[8:]]
+        return max(1 - cosine(*pair) for pair in zip(ours, theirs, strict=True))
+
+    balanced = worst()
+    monkeypatch.setattr(ranges, "_balance_gated", lambda model, ranges, layers: dict(ranges))
+    assert balanced < 0.003
+    assert worst() > 5 * balanced
 
 
 def test_a_norm_that_something_else_reads_is_not_balanced(graph_of: Text) -> None:

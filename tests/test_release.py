@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,15 +21,22 @@ FILES = ("pyproject.toml", "ropevit_export/__init__.py", "CITATION.cff", "CHANGE
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 
+def module_of(name: str) -> ModuleType:
+    """A script without an extension."""
+    loader = SourceFileLoader(name, str(ROOT / "scripts" / name))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)
+        loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """scripts/release over a small repository that can be released."""
-    loader = SourceFileLoader("release", str(ROOT / "scripts" / "release"))
-    spec = importlib.util.spec_from_loader("release", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    loader.exec_module(module)
+    module = module_of("release")
     for name in FILES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -109,3 +117,51 @@ def test_dockerfiles_have_no_lint(name: str, tmp_path: Path) -> None:
     worse = tmp_path / "Dockerfile"
     worse.write_text(file.read_text().replace("python:3.11-slim-bookworm", "python"))
     assert subprocess.run([program, worse], check=False, capture_output=True).returncode == 1
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pinned(file: str) -> dict[str, str]:
+    """Versions by name of requirements, where they have no marker or one of this kind of machine."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return {normal(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)}
+
+
+def test_the_lock_has_the_tested_versions_and_hashes_of_everything_that_is_needed() -> None:
+    locked, tested = pinned("requirements.lock"), pinned("constraints.txt")
+    elsewhere = {"colorama", "httpx2-jsfetch", "onnxruntime"}  # of Windows, of a browser, of ARM
+    assert {name: tested.get(name) for name in locked.keys() - elsewhere - {"setuptools"}} == {
+        name: version for name, version in locked.items() if name not in elsewhere | {"setuptools"}
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["openvino"]]
+    assert {normal(re.split(r"[><=!\[; ]", each)[0]) for each in needed} <= locked.keys()
+    for each in re.split(r"^(?=[\w.-]+==)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)[1:]:
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", each), each
+    assert "://" not in (ROOT / "requirements.lock").read_text()
+
+
+def test_a_licence_that_was_not_allowed_is_named() -> None:
+    sbom = module_of("sbom")
+
+    def package(name: str, *licences: dict[str, object]) -> dict[str, object]:
+        return {"name": name, "version": "1.0", "licenses": licences}
+
+    for allowed in (
+        package("a", {"license": {"id": "MIT"}}),
+        package("a", {"expression": "MIT AND (Apache-2.0 WITH LLVM-exception OR BSD-2-Clause)"}),
+        package("a", {"license": {"name": "License :: OSI Approved :: BSD License"}}),
+        package("nvidia-cublas", {"license": {"name": "LicenseRef-NVIDIA-Proprietary"}}),
+        package("tensorrt_rtx_cu13_libs"),
+    ):
+        assert sbom.objection(allowed) is None
+    for refused, said in (
+        (package("a"), "a 1.0 says no licence"),
+        (package("a", {"license": {"id": "GPL-3.0-only"}}), "a 1.0 has the licence GPL-3.0-only"),
+        (package("a", {"expression": "MIT AND AGPL-3.0-only"}), "has the licence MIT AND AGPL-3.0-only"),
+        (package("a", {"license": {"id": "MIT"}}, {"license": {"name": "License :: Other/Proprietary License"}}),
+         "has the licence License :: Other/Proprietary License"),
+    ):  # fmt: skip
+        assert said in str(sbom.objection(refused))

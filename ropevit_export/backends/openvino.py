@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from ropevit_export.errors import BackendError, last_line
+from ropevit_export.errors import BackendError, UnreadableError, last_line
 from ropevit_export.formats import EIGHT_BITS, FORMATS
 from ropevit_export.machine.files import without_links
 from ropevit_export.machine.process import signal_stack_kept
@@ -65,8 +65,10 @@ class OpenVino:
         try:
             core = openvino.Core()
             with without_links(model) as file, signal_stack_kept():
-                self._compiled: Any = core.compile_model(str(file), device, hints)
+                self._compiled: Any = core.compile_model(_read(core, file), device, hints)
             taken = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        except UnreadableError:
+            raise
         except Exception as error:  # RuntimeError of several kinds
             raise BackendError(f"OpenVINO refuses {model.name}: {last_line(error)}") from error
         if taken != wanted:
@@ -101,6 +103,13 @@ class OpenVino:
             raise BackendError(f"OpenVINO failed to run: {last_line(error)}") from error
         # it calls the bits of bfloat16 float16
         return answers | {name: answers[name].view(ml_dtypes.bfloat16) for name in self._bfloat16}
+
+
+def _read(core: Any, file: Path) -> Any:
+    try:
+        return core.read_model(str(file))
+    except Exception as error:  # RuntimeError of several kinds
+        raise UnreadableError(f"OpenVINO can't read {file.name}: {last_line(error)}") from error
 
 
 def quantize(model: Path, path: Path, feeds: Sequence[Arrays]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import mmap
 import os
 import shutil
 import stat
@@ -22,6 +23,7 @@ log = logging.getLogger("ropevit_export")
 
 # What filesystems take as a name, in bytes.
 _LONGEST_NAME = 255
+_RESERVE = 1 << 20  # bytes
 
 
 def refuse_existing(final: Path, *, force: bool) -> None:
@@ -140,6 +142,7 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
     """
     refuse_existing(final, force=force)
     staging = _beside(final, "partial")
+    reserve = mmap.mmap(-1, _RESERVE)  # reading a folder takes memory, of which there may be none left in the end
     try:
         try:
             files.make_folder(staging)
@@ -161,6 +164,7 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
         except OSError as error:  # what is free is asked before half a bundle is removed
             raise BundleError(_reason(error, final)) from error
         finally:
+            reserve.close()
             with deferred():
                 _clear(staging)  # half a bundle, or the one that was replaced
     except OSError as error:

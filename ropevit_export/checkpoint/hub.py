@@ -85,8 +85,18 @@ def _probe(candidate: HubFile, revision: str | None) -> HfFileMetadata | None:
 def _answered(candidate: HubFile, error: HfHubHTTPError) -> CheckpointError:
     """The error for an answer that is neither the file nor "no such file"."""
     status, name = error.response.status_code, f"{candidate.repo}/{candidate.filename}"
+    if status == 429:
+        return CheckpointError(
+            f"the hub answered 429 for {name}, it has had too many requests: run again in some minutes, or run "
+            "`hf auth login` (or set HF_TOKEN), which allows more, or give a local file with --weights PATH."
+        )
+    if status >= 500:
+        return CheckpointError(
+            f"the hub answered {status} for {name}, it is in trouble: run again later, or give a local file with "
+            "--weights PATH."
+        )
     if status not in (401, 403) or isinstance(error, DisabledRepoError):
-        return CheckpointError(f"the hub answered {status} for {name}.")
+        return CheckpointError(f"the hub answered {status} for {name}: give a local file with --weights PATH.")
     if isinstance(error, GatedRepoError):
         repository = "is gated"
     elif isinstance(error, RepositoryNotFoundError):  # who has no right to know is told no more

@@ -98,8 +98,9 @@ def _short_of_memory() -> str:
 
 
 def _says_memory(error: Exception) -> bool:
-    """torch and the runtimes have no class for it."""
-    return isinstance(error, RuntimeError) and any(each in str(error) for each in ("can't allocate", "bad_alloc"))
+    """torch, the runtimes and the loader of libraries have no class for it."""
+    words = ("can't allocate", "annot allocate memory", "bad_alloc", "failed to map segment")
+    return isinstance(error, RuntimeError | ImportError) and any(each in str(error) for each in words)
 
 
 def _fail(message: str, code: int) -> int:

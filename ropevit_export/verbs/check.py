@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropevit_export.backends.select import checkers, form
 from ropevit_export.bundle import facts, golden, manifest
-from ropevit_export.errors import BackendError, BundleError
+from ropevit_export.errors import BackendError, BundleError, UnreadableError
 from ropevit_export.machine.files import sha256
 from ropevit_export.parity.compare import ParityReport
 from ropevit_export.parity.measure import Sample, measure
@@ -44,7 +44,7 @@ def check(bundle: Path, backend: str | None = None, *, pinned: str | None = None
 
     Raises BundleError for a file that is not as listed, for a manifest that is not its graphs', and where the bundle
     holds nothing for the backend; BackendError for an artifact that was loaded and fails to run, and for a graph that
-    ONNX Runtime does not load.
+    its runtime does not load.
     """
     if pinned is not None:
         _require_pinned(bundle, pinned)
@@ -98,6 +98,8 @@ def _checked(
 ) -> Checked:
     try:
         runners = _runners(bundle, artifact, backend, options)
+    except UnreadableError:
+        raise
     except BackendError as error:
         return Checked(artifact=artifact.path, reason=" ".join(str(error).split()))
     reports = [

@@ -97,6 +97,10 @@ def tolerance(change: Callable[[dict[str, float]], object]) -> Act:
     return edited(lambda listed: [change(each["tolerance"]) for each in listed["parity"]])
 
 
+def cut(name: str) -> Act:
+    return replaced(name, lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]))
+
+
 def pipe(name: str) -> Act:
     def act(bundle: Path) -> None:
         (bundle / name).unlink()

@@ -6,6 +6,7 @@ A test module takes the rows of its title by `rows` and lets each fault happen b
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -246,6 +247,15 @@ POSITIONS = (
         target="artifacts.0.dynamic.patch: 0 was given"),
 )  # fmt: skip
 
+IR_ROWS = (
+    Row(fault="IR that is cut off", code=1, says="OpenVINO can't read model-32.xml"),
+    Row(fault="IR whose weights are cut off", code=1, says="OpenVINO can't read model-32.xml"),
+    Row(fault="IR that reads behind its weights", code=1, says="OpenVINO can't read model-32.xml"),
+    Row(fault="IR of another bundle", code=3, says="model-32.xml at 32, batch 1, logits"),
+    Row(fault="IR with the weights of another bundle", code=3, says="model-32.xml at 32, batch 1, logits"),
+    Row(fault="IR that is a pipe", code=1, says="it is a pipe, socket or device, needs a file"),
+)  # fmt: skip
+
 PICTURES = (
     Row(fault="a PNG of 30000 by 30000 pixels", code=1, says="odd.png can't be read as an image"),
     Row(fault="a BMP with a flipped bit in its header", code=1, says="odd.bmp can't be read as an image"),
@@ -284,11 +294,46 @@ MACHINE = (
     Row(fault="memory is used up in Python", code=1, stands=OLDER, says="memory is used up, nothing was written"),
     Row(fault="memory is used up in torch", code=1, stands=OLDER, says="memory is used up, nothing was written"),
     Row(fault="memory is used up in a runtime", code=1, stands=OLDER, says="memory is used up, nothing was written"),
+    Row(fault="a process may have 1 GB (`ulimit -v`)", code=1, stands=OLDER,
+        says="memory is used up, nothing was written"),
+    Row(fault="memory is used up as a bundle is written (`ulimit -v`)", code=1, stands=OLDER,
+        says="memory is used up, nothing was written"),
     Row(fault="the clock jumps back at every look", code=0, stands=NEW, says=""),
     Row(fault="another process builds the same bundle", code=1, stands=OLDER, left=".out.lock",
         says="out is being built by another process now: wait for it"),
     Row(fault="a runtime that lacks a shared library", code=1, stands=OLDER, says="OpenVINO can't be imported"),
     Row(fault="a runtime that fails while it is imported", code=1, stands=OLDER, says="OpenVINO can't be imported"),
+)  # fmt: skip
+
+HUB = (
+    Row(fault="the hub is slow", code=0, stands=NEW, says=""),
+    Row(fault="the hub stops within the file", code=1, stands=OLDER,
+        says="timm/tiny/model.safetensors did not arrive whole, the connection broke"),
+    Row(fault="the hub does not answer", code=1, stands=OLDER,
+        says="no connection to the hub for timm/tiny/model.safetensors"),
+    Row(fault="the connection breaks once, at any tenth of the file", code=0, stands=NEW, says=""),
+    Row(fault="the connection breaks each time", code=1, stands=OLDER,
+        says="timm/tiny/model.safetensors did not arrive whole, the connection broke"),
+    Row(fault="a file with another hash", code=1, stands=OLDER,
+        says="damaged on its way and removed from the cache. Run again."),
+    Row(fault="a redirect to another host", code=0, stands=NEW, says=""),
+    Row(fault="a redirect to another host with another file", code=1, stands=OLDER,
+        says="damaged on its way and removed from the cache. Run again."),
+    Row(fault="the hub wants a licence to be accepted", code=1, stands=OLDER,
+        says="accept its licence on https://huggingface.co/timm/tiny, then run `hf auth login` (or set HF_TOKEN)"),
+    Row(fault="the token's account has not accepted the licence", code=1, stands=OLDER,
+        says="accept its licence on https://huggingface.co/timm/tiny with that account"),
+    Row(fault="the hub has no such file", code=1, stands=OLDER,
+        says="the hub has no timm/tiny/model.safetensors: give a local file with --weights PATH."),
+    Row(fault="the hub has had too many requests", code=1, stands=OLDER,
+        says="the hub answered 429 for timm/tiny/model.safetensors, it has had too many requests"),
+    Row(fault="the hub has had too many requests once the file is asked for", code=1, stands=OLDER,
+        says="the hub answered 429 for timm/tiny/model.safetensors, it has had too many requests"),
+    *(
+        Row(fault=f"the hub answers {status}", code=1, stands=OLDER,
+            says=f"the hub answered {status} for timm/tiny/model.safetensors, it is in trouble: run again later, or")
+        for status in (500, 502, 503, 504)
+    ),
 )  # fmt: skip
 
 # What a disk says, and the words of ours that stand for it.
@@ -313,13 +358,19 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "Refused before the build": REPLACING,
     "check of a bundle from a stranger": EDITED,
     "check of a bundle with position tables from a stranger": POSITIONS,
+    "check of a bundle with OpenVINO's IR from a stranger": IR_ROWS,
     "Pictures of --calib and --data": PICTURES,
     "Recipes, options and checkpoints": READERS,
+    "Weights from the hub": HUB,
     "The machine": MACHINE,
     "Every write in turn": (WRITES.unpublished, WRITES.published),
 }
 
 
-def rows(group: tuple[Row, ...]) -> list[object]:
-    """Parameters of a test; a row that is `slow` is marked so."""
-    return [pytest.param(each, id=each.fault, marks=[pytest.mark.slow] if each.slow else []) for each in group]
+def rows(group: tuple[Row, ...], wanted: Callable[[str], bool] = lambda fault: True) -> list[object]:
+    """Parameters of a test, those whose fault is `wanted`; a row that is `slow` is marked so."""
+    return [
+        pytest.param(each, id=each.fault, marks=[pytest.mark.slow] if each.slow else [])
+        for each in group
+        if wanted(each.fault)
+    ]

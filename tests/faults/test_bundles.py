@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +18,9 @@ from ropevit_export.bundle import manifest
 from ropevit_export.errors import RopevitError
 from ropevit_export.machine.files import sha256
 from tests.conftest import SMALL
-from tests.faults.bundles import ACTS, GRAPH, POSITION_ACTS, graph, pipe, replaced, tolerance
-from tests.faults.table import EDITED, POSITIONS, Row, rows
-from tests.tiny import SIZE, TINY_APE
+from tests.faults.bundles import ACTS, GRAPH, POSITION_ACTS, cut, graph, pipe, replaced, tolerance
+from tests.faults.table import EDITED, IR_ROWS, POSITIONS, Row, rows
+from tests.tiny import SIZE, TINY, TINY_APE
 
 PINS = {"--sha256 of another bundle": "0" * 64, "--sha256 that is none": "12ab"}
 
@@ -55,6 +59,43 @@ def test_check_names_what_is_wrong_with_tables(
     folder = shutil.copytree(with_positions, tmp_path / "out")
     POSITION_ACTS[row.fault](folder)
     require_refused(row, cli.run(["check", str(folder)]), *capsys.readouterr())
+
+
+@pytest.fixture(scope="module")
+def with_ir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two, of other weights."""
+    made = [tmp_path_factory.mktemp("ir") / "out" for _ in range(2)]
+    asked = Request(model=TINY, resolutions=(SIZE,), weights="random", engines=("openvino",))
+    for seed, path in enumerate(made):
+        export(dataclasses.replace(asked, seed=seed), out=path)
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize("row", rows(IR_ROWS))
+def test_check_names_what_is_wrong_with_ir(
+    row: Row, with_ir: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, other = with_ir
+    folder = shutil.copytree(good, tmp_path / "out")
+    xml, weights = "model-32.xml", "model-32.bin"
+
+    def exchange(*names: str) -> None:
+        for name in names:
+            replaced(name, functools.partial(shutil.copyfile, other / name))(folder)
+
+    acts: dict[str, Callable[[], object]] = {
+        "IR that is cut off": lambda: cut(xml)(folder),
+        "IR whose weights are cut off": lambda: cut(weights)(folder),
+        "IR that reads behind its weights": lambda: replaced(
+            xml, lambda path: path.write_text(re.sub(r'offset="\d+"', f'offset="{2**60}"', path.read_text(), count=1))
+        )(folder),
+        "IR of another bundle": lambda: exchange(xml, weights),
+        "IR with the weights of another bundle": lambda: exchange(weights),
+        "IR that is a pipe": lambda: pipe(xml)(folder),
+    }
+    acts[row.fault]()
+    code, (out, err) = cli.run(["check", str(folder)]), capsys.readouterr()
+    require_refused(row, code, "" if row.code == 3 else out, err)  # comparisons are printed
 
 
 def test_a_bundle_is_pinned_by_the_digest_that_its_export_printed(

@@ -97,10 +97,30 @@ ON_A_DISK = {
     "the disk has no room for more files": ("nr_inodes=16", ""),
     "the disk is read-only": ("size=4m", "remount,ro"),
 }
+LIMITED = {
+    "a process may have 1 GB (`ulimit -v`)": "resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9))",
+    "memory is used up as a bundle is written (`ulimit -v`)": """
+from ropevit_export.bundle import draft
+from ropevit_export.machine import files
+append, taken = files.append, []
+def call(*rest, **named):
+    append(*rest, **named)
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(),) * 2)
+    size = 1 << 20
+    while size > 1 << 10:
+        try:
+            taken.append(bytearray(size))
+        except MemoryError:
+            size //= 2
+    bytearray(1 << 20)
+files.append = call
+""",
+}
 
 
 @pytest.mark.usefixtures("signals", "_stages_once")
-@pytest.mark.parametrize("row", [each for each in rows(MACHINE) if each.values[0].fault not in ON_A_DISK])  # type: ignore[attr-defined]
+@pytest.mark.parametrize("row", rows(MACHINE, lambda fault: fault not in {*ON_A_DISK, *LIMITED}))
 def test_the_older_bundle_outlives_it(
     row: Row, place: Path, older: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +148,19 @@ def test_the_older_bundle_outlives_it(
     expect(row, place, older, code, err)
 
 
+@pytest.mark.parametrize("row", rows(MACHINE, LIMITED.__contains__))
+def test_a_limit_on_memory(row: Row, place: Path, older: Path) -> None:
+    """The system's own, in a process of its own."""
+    code = f"import resource\n{LIMITED[row.fault]}\nfrom ropevit_export.start import main; main()"
+    model = TINY[1].removeprefix("shallow_")  # which the program knows by itself
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--model", model, *TINY[2:], "--out", "out", "--force"], check=False,
+        capture_output=True, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    expect(row, place, older, done.returncode, done.stderr)
+
+
 @pytest.fixture
 def disk(place: Path, request: pytest.FixtureRequest) -> Callable[[str], Path]:
     """A disk of one's own, with the older bundle on it."""
@@ -147,7 +180,7 @@ def disk(place: Path, request: pytest.FixtureRequest) -> Callable[[str], Path]:
 
 
 @pytest.mark.usefixtures("_stages_once")
-@pytest.mark.parametrize("row", [each for each in rows(MACHINE) if each.values[0].fault in ON_A_DISK])  # type: ignore[attr-defined]
+@pytest.mark.parametrize("row", rows(MACHINE, ON_A_DISK.__contains__))
 def test_a_disk_that_takes_no_more(
     row: Row, place: Path, older: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,12 +86,19 @@ def calibrate(model: ir.Model, feeds: Iterable[Arrays], load: Callable[[ir.Model
 
 
 def balance(model: ir.Model, ranges: Ranges) -> dict[str, Range]:
-    """Move outliers of LayerNorm's outputs into the weights that read them, in place; gives the ranges after it.
+    """Move outliers of what linear layers are given into their weights, in place; gives the ranges after it.
 
-    Exact algebra: gain and bias of channel i are divided by s_i, row i of every reader's weight is multiplied by it.
-    A norm that anything but linear layers reads stays as it is. Norms of the same gain and bias change together.
+    Exact algebra: what gives channel i is divided by s_i, row i of every reader's weight is multiplied by it. Two can
+    be divided: gain and bias of a norm, and the layer that a gate is multiplied with (SwiGLU), which loses nothing by
+    it, since its columns have a step each in 8 bits.
     """
     layers = {each.product: each for each in linear_layers(model)}
+    changed = _balance_norms(model, ranges, layers)
+    return _balance_gated(model, changed, layers)
+
+
+def _balance_norms(model: ir.Model, ranges: Ranges, layers: Mapping[ir.Node, Linear]) -> dict[str, Range]:
+    """A norm that anything but linear layers reads stays as it is. Norms of the same gain and bias change together."""
     changed = dict(ranges)
     norms: dict[tuple[ir.Value, ...], list[ir.Node]] = defaultdict(list)
     for node in model.graph:
@@ -105,10 +112,33 @@ def balance(model: ir.Model, ranges: Ranges) -> dict[str, Range]:
             scale_I = _scale(found, ranges)
             for value in affine:
                 _multiply(value, 1 / scale_I)
-            for each in found:
-                _multiply(each.weight, scale_I[:, None])
-                changed[str(each.x.name)] = ranges[str(each.x.name)].divided(scale_I)
+            _take(found, scale_I, changed)
     return changed
+
+
+def _balance_gated(model: ir.Model, ranges: Ranges, layers: Mapping[ir.Node, Linear]) -> dict[str, Range]:
+    """gate(x) · (x @ W + b): a layer of whose numbers no others are made, nor of its weights' and bias's."""
+    changed = dict(ranges)
+    by_result = {each.result: each for each in layers.values()}
+    for node in model.graph:
+        factors = [by_result[value] for value in node.inputs if value in by_result and len(value.uses()) == 1]
+        found = readers(node.outputs[0], layers)
+        if node.op_type != "Mul" or len(factors) != 1 or not found:
+            continue
+        given = [value for value in (factors[0].weight, factors[0].bias) if value is not None]
+        if all(len(value.uses()) == 1 for value in (*given, *(each.weight for each in found))):
+            scale_I = _scale(found, changed)
+            for value in given:
+                _multiply(value, 1 / scale_I)
+            _take(found, scale_I, changed)
+    return changed
+
+
+def _take(found: Iterable[Linear], scale_I: Array, ranges: dict[str, Range]) -> None:
+    """Layers are given channels that are divided by `scale_I`."""
+    for each in found:
+        _multiply(each.weight, scale_I[:, None])
+        ranges[str(each.x.name)] = ranges[str(each.x.name)].divided(scale_I)
 
 
 def _make_outputs(graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
