@@ -6,11 +6,22 @@ What depends on the machine (a missing file, an existing folder) is a failed sta
 
 from __future__ import annotations
 
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class RopevitError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose. Its text is one line that a terminal can be given, whatever
+    names out of a stranger's file are in it.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(" ".join(super().__str__().splitlines()))
 
 
 class UsageError(RopevitError):
@@ -86,6 +97,30 @@ def last_line(said: object) -> str:
 def with_kind(error: Exception) -> str:
     """An error that nobody foresaw, whole, on one line, with its class: a KeyError's own text is only the key."""
     return f"{type(error).__name__}: {' '.join(_lines(error))[:_LIMIT]}"
+
+
+def first_fault(error: ValidationError) -> str:
+    """Of a file that pydantic refuses: the first field that is wrong, and why."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}"
+
+
+def printable(text: str) -> str:
+    """A text with what would move a terminal's cursor, change its title or turn its writing round spelled out: names
+    in files are their authors'. Lines stay lines.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each in "\n\t" or not _is_control(each) else _spelled(each) for each in text)
+
+
+def _is_control(character: str) -> bool:
+    """Control and format characters, separators of lines, and surrogates, which stand for bytes that are no UTF-8."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def _lines(said: object) -> list[str]:

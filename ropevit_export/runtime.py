@@ -52,7 +52,12 @@ def host_inputs(bundle: Path, artifact: manifest.ArtifactEntry) -> Callable[[Res
     dynamic = artifact.dynamic
     largest = dynamic.max[0] // dynamic.patch, dynamic.max[1] // dynamic.patch
     parts = positions.read(bundle / files[0], largest)
-    dtypes = {each.name: each.dtype for each in artifact.inputs}
+    dtypes = {each.name: each.dtype for each in artifact.inputs[1:]}
+    if inputs.names(parts) != dtypes.keys():
+        raise BundleError(
+            f"{bundle / files[0]} fills {', '.join(sorted(inputs.names(parts)))}, {artifact.path} takes "
+            f"{', '.join(sorted(dtypes)) or 'images alone'}: one of them was changed. Export it again."
+        )
 
     @functools.lru_cache(maxsize=2)  # of a large model at 1024 they take 400 MB
     def filled(size: Resolution) -> Arrays:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ropevit_export.backends.select import ENGINES, RUNNERS
 from ropevit_export.bundle import manifest
-from ropevit_export.errors import BundleError
+from ropevit_export.errors import BundleError, first_fault
 from ropevit_export.machine import hardware
 from ropevit_export.machine.files import sha256
 from ropevit_export.values import Form
@@ -128,9 +128,7 @@ def read(bundle: Path) -> Tuned | None:
     try:
         found = Tuned.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise BundleError(f"{path}: {where}: {first['msg']}. Remove it, or run tune again.") from error
+        raise BundleError(f"{path}: {first_fault(error)}. Remove it, or run tune again.") from error
     if found.chosen.backend not in RUNNERS:
         raise BundleError(f"{path} names the backend {found.chosen.backend!r}: there are {', '.join(RUNNERS)}.")
     return found

@@ -396,7 +396,7 @@ def test_a_layer_report_that_is_none_is_an_error(static: Path, tmp_path: Path) -
     copy = Path(shutil.copytree(static, tmp_path / "copy"))
     layers = copy / "model-32.rtx.engine.layers.json"
     layers.write_text('{"layers": [{}]}')
-    with pytest.raises(BundleError, match="layers.json is not a layer report of this package: 'name'"):
+    with pytest.raises(BundleError, match="is not a layer report of this package: layers.0.name: Field required"):
         inspect(copy)
     found = json.loads((static / "model-32.rtx.engine.layers.json").read_text())
     found["layers"][0]["name"] = "k_myl1_0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import copy
 import copyreg
 import io
 import os
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -295,3 +297,65 @@ def test_broken_pickles_are_damaged(tmp_path: Path, program: bytes) -> None:
     (tmp_path / "x.pkl").write_bytes(program)
     with pytest.raises(CheckpointError, match="truncated or damaged"):
         file.read(tmp_path / "x.pkl")
+
+
+def twice(times: int, thing: bytes) -> bytes:
+    """Opcodes of a thing that holds another twice, which holds another twice … `thing` holds two: a tuple or a list."""
+    grown = (b"0h" + bytes([at]) + b"h" + bytes([at]) + thing + b"q" + bytes([at + 1]) for at in range(times))
+    return b")q\x00" + b"".join(grown)
+
+
+TUPLE2 = b"\x86"
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        (b"Nr\xff\xff\xff\xff.", "keeps a thing under the number 4294967295"),
+        (b"Np 4_000_000_000\n.", "keeps a thing under the number 4000000000"),
+        (b"B\xff\xff\xff\xffx.", "is said to have 4294967295 bytes"),
+        (b"\x8e" + struct.pack("<Q", 2**40) + b"x.", "is said to have 1099511627776 bytes"),
+        (b"\x95" + struct.pack("<Q", 2**40) + b"N.", "is said to have 1099511627776 bytes"),
+        (b"}" + twice(60, TUPLE2) + b"Ns.", "name the same things over and over"),
+        (b"}(" + twice(60, TUPLE2) + b"Nu.", "name the same things over and over"),
+        (b"(" + twice(60, TUPLE2) + b"Nd.", "name the same things over and over"),
+        (b"\x8f(" + twice(60, TUPLE2) + b"\x90.", "name the same things over and over"),
+        (b"(" + twice(60, TUPLE2) + b"\x91.", "name the same things over and over"),
+        (b"cbuiltins\nset\n(" + twice(60, TUPLE2) + b"l\x85R.", "name the same things over and over"),
+        (b"cbuiltins\nset\n" + b"](" + twice(60, TUPLE2) + b"e\x85R.", "name the same things over and over"),
+        (b"(" + twice(60, TUPLE2) + b"ibuiltins\nset\n.", "name the same things over and over"),
+        (b"(cbuiltins\nset\n" + twice(60, TUPLE2) + b"o.", "name the same things over and over"),
+        (b"cbuiltins\nset\n" + twice(60, TUPLE2) + b"\x81.", "name the same things over and over"),
+        (twice(60, TUPLE2) + b"Q.", "name the same things over and over"),
+        (b"g 0\n0})" + b"\x85" * 200_000 + b"Ns.", "truncated or damaged"),
+        (b"Np0\n0})" + b"\x85" * 200_000 + b"Ns.", "more than 1000 deep"),
+        (b"Np0\ng 0\n0})" + b"\x85" * 200_000 + b"Ns.", "more than 1000 deep"),
+    ],
+)  # fmt: skip
+def test_a_few_bytes_do_not_stand_for_gigabytes_or_hours(tmp_path: Path, program: bytes, reason: str) -> None:
+    """Each ended the process, or took all of its memory or time, where the machine ran it."""
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x04" + program)
+    with pytest.raises(CheckpointError, match=reason):
+        file.read(tmp_path / "x.pkl")
+
+
+def test_arrays_and_tensors_that_are_named_again_and_again_are_bounded(tmp_path: Path) -> None:
+    array, wide = np.ones(1 << 18, np.float32), torch.ones(1).expand(1 << 12, 1 << 12)
+    for content in ({str(at): array for at in range(1000)}, {str(at): wide for at in range(3)}):
+        torch.save(content, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match=r"bytes stand for tensors of \d+ and more"):
+            file.read(tmp_path / "x.pth")
+    torch.save({str(at): array for at in range(9)} | {"wide": wide[:, :1000]}, tmp_path / "x.pth")
+    found = file.read(tmp_path / "x.pth").tensors
+    assert len({found[str(at)].data_ptr() for at in range(9)}) == 1
+
+
+def test_parts_of_an_archive_that_lie_over_one_another_are_damaged(tmp_path: Path) -> None:
+    """A directory of a few kilobytes would have megabytes read again for each of its lines."""
+    path = tmp_path / "x.pth"
+    torch.save({"w": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.filelist += [copy.copy(archive.getinfo("x/data/0")) for _ in range(3)]
+        archive._didModify = True  # type: ignore[attr-defined] # so that the directory is written
+    with pytest.raises(CheckpointError, match="its parts lie over one another"):
+        file.read(path)

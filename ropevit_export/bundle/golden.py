@@ -20,6 +20,7 @@ from ropevit_export.machine import files
 from ropevit_export.values import Resolution
 
 if TYPE_CHECKING:
+    from ropevit_export.bundle.manifest import ArtifactEntry
     from ropevit_export.values import Array, Arrays
 
 # Of images: what graphs take.
@@ -77,6 +78,28 @@ def _require_comparable(path: Path, images: Array, expected: Mapping[str, Array]
             raise BundleError(f"{path} is not a golden file: its answers of {name} hold NaN or infinite values.")
         if not answers.any():
             raise BundleError(f"{path} is not a golden file: its answers of {name} are all zero.")
+
+
+def require_of(path: Path, artifact: ArtifactEntry, size: Resolution, images: Array, expected: Arrays) -> None:
+    """Raises BundleError for images that the artifact does not take at a size, or answers of other shapes than its
+    outputs have.
+    """
+    image, sides = artifact.inputs[0], {"height": size.height, "width": size.width}
+    wanted = tuple(sides.get(str(extent), extent) for extent in image.shape[1:])
+    if images.shape[1:] != wanted or images.dtype.name != image.dtype:
+        raise BundleError(
+            f"{path} is not a golden file of this bundle: its images are of shape {images.shape}, {images.dtype}; the "
+            f"graph takes {image.dtype} of {wanted} each."
+        )
+    for output in artifact.outputs:
+        found, shape = expected[output.name].shape, output.shape
+        if len(found) != len(shape) or any(
+            isinstance(extent, int) and extent != held for extent, held in zip(shape[1:], found[1:], strict=True)
+        ):
+            raise BundleError(
+                f"{path} is not a golden file of this bundle: its answers of {output.name} are of shape {found}; the "
+                f"graph gives {list(shape)}."
+            )
 
 
 def _keys(outputs: Iterable[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from ropevit_export.errors import BundleError
+from ropevit_export.errors import BundleError, first_fault
 from ropevit_export.machine import files
 from ropevit_export.models.spec import CropMode, Interpolation
 from ropevit_export.values import Form, Output, Pool, TensorSpec
@@ -30,16 +31,19 @@ from ropevit_export.values import Form, Output, Pool, TensorSpec
 MANIFEST = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
-# A bundle is flat: a path that leads anywhere else is not of it.
-FileName = Field(pattern=r"^[^/\\\x00-\x1f\x7f]+$")
 # What no number of a manifest exceeds: whoever reads one makes room by it.
 _MOST_BYTES = 64 * files.MB
 _MOST_PIXELS = 2**28
+# Of a rotary sample: tokens of its grid, and these times the pairs and heads that are drawn over it.
+_MOST_TOKENS, _MOST_DRAWN = 2**22, 2**27
 _SMALLEST_CROP = 0.05  # below it a picture is resized to twenty times the size and more
 Extent = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Prefix = Annotated[int, Field(ge=0, le=2**16)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**53)]  # what a float holds to the last digit
+# Radians a token: learned ones are below 100.
+Frequency = Annotated[float, Field(ge=-1e6, le=1e6)]
 Side = Annotated[int, Field(ge=1, le=2**16)]
 
 
@@ -49,6 +53,14 @@ def _not_too_many_pixels(size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
+def _is_of_the_folder(name: str) -> str:
+    if name in (".", "..") or len(name.encode()) > files.LONGEST_NAME:
+        raise ValueError(f"{name[:40]!r} is no file name")
+    return name
+
+
+# A bundle is flat: a path that leads anywhere else is not of it.
+FileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f\x7f]+$"), AfterValidator(_is_of_the_folder)]
 Size = Annotated[tuple[Side, Side], AfterValidator(_not_too_many_pixels)]
 # What stands for an extent that is not known before there is an image.
 Symbol = Literal["batch", "height", "width", "rows", "columns", "patches", "tokens"]
@@ -68,7 +80,7 @@ class WeightsEntry(_Strict):
     revision: str | None
     sha256: str = Sha256
     trained: bool
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
     remark: str | None
 
 
@@ -82,7 +94,7 @@ class PreprocessEntry(_Strict):
     """
 
     mean: tuple[Finite, Finite, Finite]
-    std: tuple[Deviation, Deviation, Deviation]
+    std: tuple[Positive, Positive, Positive]
     interpolation: Interpolation
     crop: Annotated[float, Field(ge=_SMALLEST_CROP, le=1)]
     crop_mode: CropMode = "center"
@@ -158,7 +170,7 @@ class FileEntry(_Strict):
     """A file that serves an artifact or a reader: golden tensors, a layer report, weights, parts of position inputs."""
 
     kind: str
-    path: str = FileName
+    path: FileName
     sha256: str = Sha256
 
 
@@ -169,9 +181,9 @@ class CensusEntry(_Strict):
     """
 
     format: str
-    operations: int
-    products: int
-    bytes: int
+    operations: Count
+    products: Count
+    bytes: Count
 
 
 class ArtifactEntry(_Strict):
@@ -184,7 +196,7 @@ class ArtifactEntry(_Strict):
     """
 
     kind: Literal["onnx", "tensorrt", "tensorrt-rtx", "openvino"]
-    path: str = FileName
+    path: FileName
     sha256: str = Sha256
     resolutions: Annotated[tuple[Size, ...], Field(min_length=1)]
     batch: BatchEntry
@@ -212,9 +224,9 @@ class HistogramEntry(_Strict):
     square or more, but less than twice that; `exact` of them by nothing.
     """
 
-    lowest: int
-    counts: tuple[int, ...]
-    exact: int
+    lowest: Annotated[int, Field(ge=-4096, le=4096)]
+    counts: Annotated[tuple[Count, ...], Field(max_length=8192)]
+    exact: Count
 
 
 class ParityEntry(_Strict):
@@ -227,7 +239,7 @@ class ParityEntry(_Strict):
     inputs: str
     reference: str
     runtime: str
-    metrics: dict[str, float | int | None]
+    metrics: dict[str, float | Count | None]
     tolerance: dict[str, Finite]
     passed: bool
     histogram: HistogramEntry | None = None
@@ -236,6 +248,8 @@ class ParityEntry(_Strict):
     def _passed_follows(self) -> ParityEntry:
         if missing := {"relative", "cosine"} - self.tolerance.keys():
             raise ValueError(f"tolerance lacks {', '.join(sorted(missing))}")
+        if self.tolerance["relative"] <= 0:
+            raise ValueError(f"a tolerance of {self.tolerance['relative']} allows nothing")
         relative, cosine = self.metrics.get("relative"), self.metrics.get("cosine")
         within = relative is not None and cosine is not None and self.metrics.get("not_finite") == 0
         within = within and relative <= self.tolerance["relative"] and cosine >= self.tolerance["cosine"]  # type: ignore[operator]
@@ -247,8 +261,8 @@ class ParityEntry(_Strict):
 class CoordinatesEntry(_Strict):
     """Where a token is along an axis (`models.spec.Coordinates`)."""
 
-    offset: float
-    reference: int | None
+    offset: Annotated[float, Field(ge=-1e6, le=1e6)]
+    reference: Side | None
     centred: bool
 
 
@@ -260,8 +274,8 @@ class HeadEntry(_Strict):
 
     block: int | None
     head: int | None
-    x: tuple[float, ...]
-    y: tuple[float, ...]
+    x: tuple[Frequency, ...]
+    y: tuple[Frequency, ...]
 
 
 class RotaryEntry(_Strict):
@@ -275,8 +289,22 @@ class RotaryEntry(_Strict):
     rule: str
     coordinates: CoordinatesEntry
     grid: Size
-    pairs: tuple[int, ...]
+    pairs: tuple[Count, ...]
     heads: tuple[HeadEntry, ...]
+
+    @model_validator(mode="after")
+    def _a_frequency_a_pair(self) -> RotaryEntry:
+        for head in self.heads:
+            if not len(head.x) == len(head.y) == len(self.pairs):
+                raise ValueError(f"a head has {len(head.x)} and {len(head.y)} frequencies of {len(self.pairs)} pairs")
+        if (
+            math.prod(self.grid) > _MOST_TOKENS
+            or math.prod(self.grid) * len(self.pairs) * len(self.heads) > _MOST_DRAWN
+        ):
+            raise ValueError(
+                f"{len(self.heads)} heads over a grid of {self.grid[0]}x{self.grid[1]} are too many to draw"
+            )
+        return self
 
 
 class Manifest(_Strict):
@@ -365,6 +393,4 @@ def read(bundle: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise BundleError(f"{path} is not a manifest of schema {SCHEMA_VERSION}: {where}: {first['msg']}.") from error
+        raise BundleError(f"{path} is not a manifest of schema {SCHEMA_VERSION}: {first_fault(error)}.") from error

@@ -14,6 +14,11 @@ from ropevit_export.errors import CheckpointError
 
 # Far more than any training state has: what is larger was made to be.
 _MOST = 2_000_000
+# Below so many containers no checkpoint has weights: what lies deeper is not looked at.
+_DEEPEST = 100
+# A tensor may name the same numbers again and again, and a file the same tensor: all of them together may come to so
+# many times the file's bytes, and to so much in any.
+_TIMES, _FREE = 16, 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,35 +31,70 @@ class Contents:
     unread: dict[str, str] = field(default_factory=dict)
 
 
-def contents(content: object) -> Contents:
-    """Raises CheckpointError where there are more things than a checkpoint has."""
-    out = Contents()
+def contents(content: object, nbytes: int) -> Contents:
+    """Of a file of so many bytes. Raises CheckpointError where there are more things, or larger ones, than a checkpoint
+    of that size has.
+    """
+    out, room = Contents(), _Room(nbytes)
     seen: set[int] = set()  # of containers: one that holds itself ends here too
-    waiting: deque[tuple[str, object]] = deque([("", content)])
-    count = 0
+    waiting: deque[tuple[str, int, object]] = deque([("", 0, content)])
     while waiting:
-        place, value = waiting.popleft()
+        place, depth, value = waiting.popleft()
         held = _held(value)
         if held is None or id(value) in seen:
             continue
         seen.add(id(value))
-        count += len(held)
-        if count > _MOST:
-            raise CheckpointError(f"the file holds more than {_MOST} things: no checkpoint does.")
+        room.take(len(held))
         for key, each in held.items():
-            inner = f"{place}.{key}" if place else str(key)
-            if isinstance(tensor := _plain(each), torch.Tensor):
-                if isinstance(key, str):  # in a list tensors have no names
-                    out.dictionaries.setdefault(place, {})[key] = tensor
-            elif isinstance(each, Inert) and (made_by := _made_by(each)):
-                out.unread[inner] = made_by
+            _add(out, place, key, each, room)
         # Averages of torch_ema and diffusers: in the order of a module's parameters, which a file does not say.
         if isinstance(value, (list, tuple)) and (tensors := sum(isinstance(each, torch.Tensor) for each in value)) > 2:
             out.unread[place] = f"a list without names, of {tensors} tensors"
-        waiting.extend((f"{place}.{key}" if place else str(key), each) for key, each in held.items() if _holds(each))
+        if depth < _DEEPEST:
+            waiting.extend((_inner(place, key), depth + 1, each) for key, each in held.items() if _holds(each))
     if isinstance(content, Inert) and content.is_module:
         out.unread[""] = _made_by(content)
     return out
+
+
+def _add(out: Contents, place: str, key: object, value: object, room: _Room) -> None:
+    """What stands under a key, where it is a tensor or something that could be one."""
+    if isinstance(tensor := room.plain(value), torch.Tensor):
+        if isinstance(key, str):  # in a list tensors have no names
+            out.dictionaries.setdefault(place, {})[key] = tensor
+    elif isinstance(value, Inert) and (made_by := _made_by(value)):
+        out.unread[_inner(place, key)] = made_by
+
+
+def _inner(place: str, key: object) -> str:
+    return f"{place}.{key}" if place else str(key)
+
+
+class _Room:
+    """How much a file of so many bytes may hold. Raises CheckpointError."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes, self._count, self._taken = nbytes, 0, 0
+        self._arrays: dict[int, torch.Tensor | None] = {}
+
+    def take(self, count: int) -> None:
+        self._count += count
+        if self._count > _MOST:
+            raise CheckpointError(f"the file holds more than {_MOST} things: no checkpoint does.")
+
+    def plain(self, value: object) -> object:
+        """A tensor as it is, an array as one, which the file may name more than once."""
+        if isinstance(value, NumpyArray):
+            if id(value) not in self._arrays:
+                self._arrays[id(value)] = value.tensor()
+            value = self._arrays[id(value)]
+        if isinstance(value, torch.Tensor):
+            self._taken += value.nbytes
+            if self._taken > _TIMES * self._nbytes + _FREE:
+                raise CheckpointError(
+                    f"the file's {self._nbytes} bytes stand for tensors of {self._taken} and more: no checkpoint's do."
+                )
+        return value
 
 
 def _held(value: object) -> Mapping[Any, Any] | None:
@@ -72,11 +112,6 @@ def _held(value: object) -> Mapping[Any, Any] | None:
 
 def _holds(value: object) -> bool:
     return isinstance(value, (Inert, dict, list, tuple)) and not isinstance(value, NumpyArray)
-
-
-def _plain(value: object) -> object:
-    """A tensor as it is, an array as one."""
-    return value.tensor() if isinstance(value, NumpyArray) else value
 
 
 def _made_by(value: Inert) -> str:

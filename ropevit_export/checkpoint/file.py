@@ -119,7 +119,7 @@ def _read_file(path: Path) -> tuple[str, Contents]:
             start = stream.read(512)
         if fault := _fault(path, start):
             raise CheckpointError(f"{path} can't be read as a checkpoint: {fault}.")
-        return sha256(path), contents(_content(path, start))
+        return sha256(path), contents(_content(path, start), path.stat().st_size)
     except CheckpointError:
         raise
     except RefusedError as error:
@@ -156,6 +156,8 @@ def _damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             if sentence := foreign.kind_of_archive(archive):
                 raise CheckpointError(f"{path} {sentence}.")
+            if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+                return "its parts lie over one another"
             part = archive.testzip()
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         return f"it is truncated or damaged ({first_line(error)})"

@@ -37,7 +37,7 @@ def read(path: Path, start: bytes) -> object:
             "loaded and saved again with that PyTorch."
         )
     with path.open("rb") as stream:
-        return _pickled(stream, lambda: _mapped(path))
+        return _pickled(stream, lambda: _mapped(path), _nested)
 
 
 def _mapped(path: Path) -> torch.UntypedStorage:
@@ -101,17 +101,24 @@ def _once(storage: Callable[[Any], Storage]) -> Callable[[Any], Storage]:
     return found
 
 
-def _pickled(stream: IO[bytes], mapped: Callable[[], torch.UntypedStorage]) -> object:
+def _pickled(
+    stream: IO[bytes], mapped: Callable[[], torch.UntypedStorage], nested: Callable[[bytes], object]
+) -> object:
     """A bare pickle, such as `pickle.dump(model.state_dict(), file)` writes, or the format of before 1.6."""
-    first = unpickled(stream, nested=_nested)
-    return _before_1_6(stream, mapped) if first == _MAGIC else first
+    first = unpickled(stream, nested=nested)
+    return _before_1_6(stream, mapped, nested) if first == _MAGIC else first
 
 
-def _before_1_6(stream: IO[bytes], mapped: Callable[[], torch.UntypedStorage]) -> object:
+def _before_1_6(
+    stream: IO[bytes], mapped: Callable[[], torch.UntypedStorage], nested: Callable[[bytes], object]
+) -> object:
     """Pickles one after the other, then the storages. Where those lie is known only behind the pickle that makes
     tensors of them: it is read twice.
     """
-    if (version := unpickled(stream)) != _VERSION:
+    version = unpickled(stream)
+    if not isinstance(version, int):
+        raise pickle.UnpicklingError("its version is no number")
+    if version != _VERSION:
         raise CheckpointError(f"the file is of PyTorch's format {version}, needs {_VERSION}: load and save it again.")
     unpickled(stream)  # the machine that it was written on
     begin = stream.tell()
@@ -121,9 +128,12 @@ def _before_1_6(stream: IO[bytes], mapped: Callable[[], torch.UntypedStorage]) -
         sizes[key] = count * dtype.itemsize
         return Storage(None, dtype)
 
-    unpickled(stream, _by_id(skim), _nested)
+    unpickled(stream, _by_id(skim), nested)
     whole, places = mapped(), {}
-    for key in map(str, unpickled(stream)):
+    listed = unpickled(stream)
+    if not (isinstance(listed, list) and all(isinstance(key, str) for key in listed)):
+        raise pickle.UnpicklingError("its list of storages is none")
+    for key in listed:
         stream.seek(8, io.SEEK_CUR)  # the number of elements, which the pickle says too
         places[key] = stream.tell()
         if places[key] + sizes.get(key, 0) > whole.nbytes():
@@ -138,7 +148,7 @@ def _before_1_6(stream: IO[bytes], mapped: Callable[[], torch.UntypedStorage]) -
         return Storage(whole[first : first + length * dtype.itemsize], dtype)
 
     stream.seek(begin)
-    return unpickled(stream, _by_id(storage), _nested)
+    return unpickled(stream, _by_id(storage), nested)
 
 
 def _by_id(storage: Callable[[torch.dtype, str, int, Any], Storage]) -> Callable[[Any], Any]:
@@ -159,4 +169,9 @@ def _nested(content: bytes) -> object:
     def whole() -> torch.UntypedStorage:
         return torch.frombuffer(bytearray(content), dtype=torch.uint8).untyped_storage()
 
-    return _pickled(io.BytesIO(content), whole)
+    return _pickled(io.BytesIO(content), whole, _no_deeper)
+
+
+def _no_deeper(content: bytes) -> object:
+    """Each that holds several of the next, ten of them would be read for ever."""
+    raise pickle.UnpicklingError("it holds a storage within a storage")

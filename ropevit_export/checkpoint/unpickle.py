@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import torch
 
+from ropevit_export.checkpoint.bounds import require_bounded
 from ropevit_export.checkpoint.foreign import STATE_DICT
 from ropevit_export.errors import CheckpointError
 
@@ -195,8 +196,12 @@ def _new(kind: Any, *rest: Any) -> Any:
 
 
 def _encoded(text: Any, *rest: Any) -> bytes:
-    """Bytes, as protocol 2 keeps them."""
-    return str(text).encode("latin-1")
+    """Bytes, as protocol 2 keeps them; a bytearray's are bytes in later ones."""
+    if isinstance(text, bytes):
+        return text
+    if not isinstance(text, str):
+        raise pickle.UnpicklingError(f"bytes are made of a {type(text).__name__}, needs text")
+    return text.encode("latin-1")
 
 
 def _of_numpy(data: Any, *rest: Any) -> Any:
@@ -274,6 +279,7 @@ def unpickled(
     nested: Callable[[bytes], Any] = lambda content: Inert(content),
 ) -> Any:
     """The next object of a stream. Raises RefusedError, CheckpointError for another library's file, and what damaged
-    bytes lead to.
+    bytes, or such as were made to take memory, lead to.
     """
+    require_bounded(stream)
     return Unpickler(stream, storage, nested).load()

@@ -7,14 +7,13 @@ import itertools
 import logging
 import sys
 import time
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import click
 
-from ropevit_export.errors import UsageError
+from ropevit_export.errors import UsageError, printable
 from ropevit_export.machine.process import Interrupted
 
 if TYPE_CHECKING:
@@ -84,22 +83,6 @@ def progress_bar(stages: int | None, *, quiet: bool) -> Iterator[Callable[[str],
             yield advance
     finally:
         log.removeHandler(handler)
-
-
-def printable(text: str) -> str:
-    """A text with what would move a terminal's cursor, change its title or turn its writing round spelled out: names
-    in files are their authors'. Lines stay lines.
-    """
-    return "".join(each if each in "\n\t" or not _is_control(each) else _spelled(each) for each in text)
-
-
-def _is_control(character: str) -> bool:
-    """Control and format characters, and surrogates, which stand for bytes that are no UTF-8."""
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs")
-
-
-def _spelled(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def say(text: str, *, err: bool = False) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ropevit_export.errors import BundleError, first_line
+from pydantic import BaseModel, Field, ValidationError
+
+from ropevit_export.errors import BundleError, first_fault
 from ropevit_export.formats import FORMATS
 from ropevit_export.machine import files
 
-# A report of 10,000 kernels has 20 MB; no tensor of an engine has more than 2^31 numbers along an axis.
-_LARGEST, _LARGEST_EXTENT = 256 * files.MB, 2**31
+# A report of 10,000 kernels has 20 MB; no tensor of an engine has more than 2^31 numbers along an axis, or more axes.
+_LARGEST, _LARGEST_EXTENT, _MOST_AXES = 256 * files.MB, 2**31, 16
+_Extent = Annotated[int, Field(strict=True, ge=0, le=_LARGEST_EXTENT)]
 # Our name of a number format and the bytes of a value, by the builder's name.
 _FORMATS = {each.report: (each.name, each.bytes) for each in FORMATS.values()}
 # Kernels that multiply; generated ones only move and combine, apart from fused attention.
@@ -24,7 +26,7 @@ _MULTIPLYING = frozenset({"runtime_fusion", "gemm", "correlation"}) | {
 }  # fmt: skip
 _FUSED_ATTENTION = "mha"
 # TensorRT appends the profile's index and the kernel's own.
-_PROFILE = re.compile(r"_myl(\d+)_\d+$")
+_PROFILE = re.compile(r"_myl(\d{1,9})_\d+$", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,20 +116,34 @@ def of_layers(layers: Iterable[Mapping[str, Any]]) -> tuple[Kernel, ...]:
     )
 
 
+class _TensorRecord(BaseModel):
+    name: str
+    dtype: str
+    shape: Annotated[tuple[_Extent | str, ...], Field(max_length=_MOST_AXES)]
+
+
+class _LayerRecord(BaseModel):
+    name: str
+    type: str
+    inputs: tuple[_TensorRecord, ...]
+    constants: tuple[_TensorRecord, ...]
+    outputs: tuple[_TensorRecord, ...]
+    onnx_nodes: tuple[str, ...]
+
+
+class _Report(BaseModel):
+    layers: tuple[_LayerRecord, ...]
+
+
 def read(path: Path) -> tuple[Kernel, ...]:
     """Of the report that lies beside an engine; raises BundleError."""
     try:
-        found = of_layers(json.loads(files.read(path, most=_LARGEST))["layers"])
+        report = _Report.model_validate_json(files.read(path, most=_LARGEST))
     except OSError as error:
         raise BundleError(f"can't read the layer report {path}: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BundleError(f"{path} is not a layer report of this package: {first_line(error)}.") from error
-    for kernel in found:
-        for tensor in kernel.tensors:
-            for extent in tensor.shape:
-                if not isinstance(extent, str) and not (type(extent) is int and 0 <= extent <= _LARGEST_EXTENT):
-                    raise BundleError(f"{path} is not a layer report of this package: an extent of {extent!r}.")
-    return found
+    except ValidationError as error:
+        raise BundleError(f"{path} is not a layer report of this package: {first_fault(error)}.") from error
+    return of_layers(report.model_dump()["layers"])
 
 
 def by_profile(kernels: Iterable[Kernel]) -> tuple[tuple[Kernel, ...], ...]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 KB, MB, GB = 2**10, 2**20, 2**30
+LONGEST_NAME = 255  # bytes: of filesystems that are in use
 
 # Filesystems that can't exchange two names, or sync a folder, say so by one of these.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -46,7 +47,8 @@ def require_regular(found: os.stat_result, path: Path) -> None:
 def read(path: Path, *, most: int) -> bytes:
     """All of a file of at most so many bytes. Raises OSError for a larger one and for what is no file."""
     with regular(path) as stream:
-        content = stream.read(most + 1)
+        size = os.fstat(stream.fileno()).st_size  # a reader makes room for what it is asked for, not for what there is
+        content = stream.read(min(size, most) + 1)
     if len(content) > most:
         raise OSError(
             errno.EFBIG, f"it has more than {most / MB:.3g} MB, which is more than any such file needs", str(path)

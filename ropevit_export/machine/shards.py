@@ -32,6 +32,7 @@ _UNFINISHED = {
     "zero_to_fp32.py": _DEEPSPEED,
     "*_optim_states.pt": _DEEPSPEED,
 }
+_SHOWN = 6  # names in a message
 _SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
 
 
@@ -54,7 +55,7 @@ def entry(path: Path) -> tuple[Path, tuple[str, ...]]:
             raise CheckpointError(f"{path} is a folder of {sentence}")
     if len(found) == 1:
         return path / found[0], ()
-    beside = f", but with {', '.join(found[:6])}" if found else ""
+    beside = f", but with {', '.join(found[:_SHOWN])}" if found else ""
     way = "add the index of these shards" if any(map(is_shard, found)) else "give the file itself"
     raise CheckpointError(f"{path} is a folder without {', '.join(NAMES[:-1])} or {NAMES[-1]}{beside}: {way}.")
 
@@ -85,8 +86,10 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def _is_file_name(name: object) -> bool:
-    """An index is data from somewhere else: it must not lead out of its folder."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\:")
+    """An index is data from somewhere else: it must not lead out of its folder, and be a name that a file can have."""
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:\0"):
+        return False
+    return len(name.encode("utf-8", "surrogatepass")) <= files.LONGEST_NAME
 
 
 def names(index: Path) -> tuple[str, ...]:
@@ -101,7 +104,8 @@ def parts(path: Path) -> tuple[Path, ...]:
     found = tuple(path.with_name(name) for name in names(path))
     if missing := [part.name for part in found if not part.is_file()]:
         raise CheckpointError(
-            f"{path} lists {len(found)} shards, without {', '.join(missing)} beside it: add what is missing."
+            f"{path} lists {len(found)} shards, without {', '.join(missing[:_SHOWN])} beside it: add the "
+            f"{len(missing)} that are missing."
         )
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -142,13 +143,16 @@ def named(text: str) -> ModelSpec:
 
     name, _, given = text.removeprefix(PREFIX).partition(":")
     changes = _parsed(given)
+    _require_measures(name, changes)
+    plain = f"{PREFIX}{name}:{_text(changes)}" if changes else f"{PREFIX}{name}"
+    short = None if name == CLASS else f"{name}-{_digest(plain)}" if changes else name
     try:
         module = _eva(**changes) if name == CLASS else timm.create_model(name, device="meta", **_built(changes))
-    except Exception as error:  # of a constructor: any
+        spec = spec_of(module, name=plain, short=short)
+    except UsageError:
+        raise
+    except Exception as error:  # of a constructor, or of what it makes of such arguments: any
         raise UsageError(f"timm builds no {name} with {given or 'no arguments'}: {error}.") from error
-    plain = f"{PREFIX}{name}:{_text(changes)}" if changes else f"{PREFIX}{name}"
-    short = f"{name}-{_digest(plain)}" if changes else name
-    spec = spec_of(module, name=plain, short=None if name == CLASS else short)
     config: Any = getattr(module, "pretrained_cfg", None) or {}
     if not config.get("mean"):
         return spec
@@ -157,6 +161,27 @@ def named(text: str) -> ModelSpec:
         crop=config["crop_pct"], crop_mode=config["crop_mode"] if config["crop_mode"] == "squash" else "center",
     )  # fmt: skip
     return dataclasses.replace(spec, transform=transform)
+
+
+# Of a module that a name describes, which may be a stranger's manifest's. The deepest ViTs have 80 blocks, and each is
+# built.
+_LARGEST, _MOST_BLOCKS, _LONGEST = 1 << 16, 100, 2000
+
+
+def _require_measures(name: str, changes: Mapping[str, Any]) -> None:
+    """Raises UsageError for what is no measure of a module, such as where timm is to get weights from, and for what
+    would take memory or time by its size.
+    """
+    from timm.models.eva import Eva
+
+    known = inspect.signature(Eva.__init__).parameters.keys() - {"self", "device", "dtype"}
+    if strangers := sorted(changes.keys() - known):
+        raise UsageError(f"{PREFIX}{name} takes the arguments of timm's class Eva, of which {strangers[0]} is none.")
+    for key, value in changes.items():
+        most = _MOST_BLOCKS if key == "depth" else _LARGEST
+        numbers = value if isinstance(value, (tuple, list)) else (value,)
+        if any(isinstance(each, (int, float)) and not abs(each) <= most for each in numbers):
+            raise UsageError(f"{PREFIX}{name}: {key} is {value}, needs at most {most}.")
 
 
 def _eva(**given: Any) -> nn.Module:
@@ -186,13 +211,15 @@ def _text(given: Mapping[str, Any]) -> str:
 
 def _parsed(text: str) -> dict[str, Any]:
     """`depth=6,img_size=(96,64)` → the arguments."""
+    if len(text) > _LONGEST:
+        raise UsageError(f"model arguments of {len(text)} characters: at most {_LONGEST} are read.")
     try:
         call = ast.parse(f"f({text})", mode="eval").body
         assert isinstance(call, ast.Call)
         if call.args or any(word.arg is None for word in call.keywords):
             raise ValueError("an argument without a name")
         return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deep
         raise UsageError(
             f"model arguments {text!r} are not NAME=VALUE with commas, such as depth=6,embed_dim=192: {error}."
         ) from error

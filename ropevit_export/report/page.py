@@ -15,6 +15,7 @@ import numpy as np
 
 from ropevit_export.bundle import golden
 from ropevit_export.bundle.manifest import ArtifactEntry, HeadEntry, Manifest, OutputEntry, ParityEntry
+from ropevit_export.errors import BundleError
 from ropevit_export.inspect import kernels
 from ropevit_export.models import labels
 from ropevit_export.models.spec import Coordinates
@@ -78,7 +79,7 @@ def _bundle(subject: Subject) -> dict[str, Any]:
     return {
         "name": subject.name,
         "listed": listed,
-        "request": listed.request or {},
+        "io_precision": (listed.request or {}).get("io_precision", "fp32"),
         "outputs": [_output(each) for each in listed.artifacts[0].outputs],
         "artifacts": [{"entry": each, "bytes": _bytes(subject.path, each)} for each in listed.artifacts],
         "parity": [_comparison(each) for each in listed.parity],
@@ -194,7 +195,9 @@ def _pictures(subject: Subject) -> dict[str, Any] | None:
     artifact = listed.artifacts[0]
     size = Resolution(height=artifact.resolutions[0][0], width=artifact.resolutions[0][1])
     outputs = [each.name for each in artifact.outputs]
-    images, expected = golden.read(subject.path / golden.name(size), outputs)
+    path = subject.path / golden.name(size)
+    images, expected = golden.read(path, outputs)
+    golden.require_of(path, artifact, size, images, expected)
     photographs = slice(1, 1 + _PICTURES)  # the first is noise
     return {
         "size": artifact.resolutions[0],
@@ -235,14 +238,20 @@ def _patches(name: str, answer: Array, size: Resolution, listed: Manifest) -> Fl
     if name != "tokens" or listed.prefix is None:
         return None
     count = answer.shape[1] - listed.prefix
-    rows = round(math.sqrt(count * size.height / size.width))
+    rows = round(math.sqrt(max(0, count) * size.height / size.width))
+    if rows < 1 or count % rows:
+        raise BundleError(
+            f"the manifest says prefix {listed.prefix}, which leaves {count} of {answer.shape[1]} tokens of {size}: "
+            "they are no grid of patches."
+        )
     return answer[:, listed.prefix :].reshape(len(answer), rows, count // rows, -1)
 
 
 def _commands(listed: Manifest, name: str) -> list[str]:
     """To make it again, where the manifest notes how, and to look at it."""
     bundle = shlex.quote(name)
-    made = [_export_command(listed, bundle)] if listed.request else []
+    is_noted = listed.request is not None and {"model", "resolutions", "weights"} <= listed.request.keys()
+    made = [_export_command(listed, bundle)] if is_noted else []
     verbs = (
         ("check", "inspect", "bench") if any(each.kind != "onnx" for each in listed.artifacts) else ("check", "bench")
     )

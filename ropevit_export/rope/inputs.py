@@ -48,6 +48,12 @@ def parts(
     return made
 
 
+def names(made: Arrays) -> set[str]:
+    """What `fill` makes of such parts."""
+    tables = {"cos", "sin"} if any(name.startswith("cos_x") for name in made) else set()
+    return tables | ({"pos_embed"} if not set(_EMBEDDINGS.values()).isdisjoint(made) else set())
+
+
 def fill(made: Arrays, rows: int, columns: int, prefix: int) -> dict[str, FloatArray]:
     """The inputs for a grid: `cos`, `sin` (L, T, A, P) and `pos_embed` (R·C, W), as far as `made` has parts for them.
 

@@ -21,7 +21,6 @@ from ropevit_export.values import Dim, IoSpec, Resolution
 
 if TYPE_CHECKING:
     from ropevit_export.backends.base import Runner
-    from ropevit_export.values import Array
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,16 +155,5 @@ def _io(listed: manifest.Manifest, artifact: manifest.ArtifactEntry, size: Resol
 def _sample(bundle: Path, artifact: manifest.ArtifactEntry, size: Resolution) -> Sample:
     path = bundle / golden.name(size)
     images, expected = golden.read(path, [output.name for output in artifact.outputs])
-    _require_size(path, images, artifact.inputs[0], size)
+    golden.require_of(path, artifact, size, images, expected)
     return Sample(resolution=size, images=images, host=host_inputs(bundle, artifact)(size), expected=expected)
-
-
-def _require_size(path: Path, images: Array, image: manifest.TensorEntry, size: Resolution) -> None:
-    """Raise BundleError for images that the graph's input does not take."""
-    sides = {"height": size.height, "width": size.width}
-    wanted = tuple(sides.get(str(extent), extent) for extent in image.shape[1:])
-    if images.shape[1:] != wanted or images.dtype.name != image.dtype:
-        raise BundleError(
-            f"{path} is not a golden file of this bundle: its images are of shape {images.shape}, {images.dtype}; the "
-            f"graph takes {image.dtype} of {wanted} each."
-        )
