@@ -140,6 +140,12 @@ def test_what_tests_see_is_caught_and_what_they_do_not_is_named(
     again = mutate("--seed", "4", "--count", "4")
     assert again == (code, made)
     assert (tmp_path / "work" / "results.jsonl").read_text().splitlines() == lines
+    # A new test may notice what survived.
+    more = repository / "tests" / "test_more.py"
+    more.write_text("from ropevit_export import sums\n\n\ndef test_more() -> None:\n    assert sums.unseen(7) == 2\n")
+    code, made = mutate("--seed", "4", "--count", "4")
+    assert code == 0
+    assert [each["by"] for each in made["results"] if ":17:14" in each["name"]] == ["tests/test_more.py::test_more"]
 
 
 def test_tests_must_pass_before(mutate: Callable[..., Any], repository: Path) -> None:

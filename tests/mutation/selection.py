@@ -108,6 +108,12 @@ def store_of(root: Path, folder: Path) -> Path:
     return folder / _digest(root, [path for path in _sources(root) if not path.name.startswith("test_")])
 
 
+def suite(root: Path) -> str:
+    """Of all tests, those of C++ too."""
+    paths = sorted((root / "cpp" / "tests").rglob("*.[ch]*"))
+    return _digest(root, [*paths, *sorted((root / "tests").rglob("*.py"))])
+
+
 def record(
     trees: Sequence[Tree], root: Path, store: Path, files: Sequence[str], environment: dict[str, str] | None = None
 ) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import importlib.metadata
 import json
 import os
 import signal
@@ -115,6 +116,8 @@ def warm_up() -> None:
 def serve() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    for plugin in importlib.metadata.entry_points(group="pytest11"):
+        plugin.load()
     if "cold" not in sys.argv:
         warm_up()
     ours = [name for name in sys.modules if name.split(".")[0] == "ropevit_export"]
