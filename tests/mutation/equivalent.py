@@ -20,9 +20,9 @@ EQUIVALENT: dict[tuple[str, str, int, str], str] = {
         "ropevit_export/passes/attention.py",
         "rows, back = ([0, 0, heads * width], [0, 0, heads, width]) if own == 1 else ([0, -1, width], [0, -1, heads, "
         "width])",
-        15,
+        18,
         "0 → (-1)",
-    ): "the batch's extent is taken from the input or is the one left over: the same number",
+    ): "the tokens' extent is taken from the input or is the one left over: the same number",
     (
         "ropevit_export/passes/attention.py",
         "if scores is None or mixed is None or back is None or last is None or _order(back) != [0, 2, 1, 3]:",
