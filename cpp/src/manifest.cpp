@@ -16,7 +16,7 @@ namespace {
 constexpr int schema = 1;
 
 // What no number of a manifest exceeds, as in ropevit_export/bundle/manifest.py: room is made by them.
-constexpr std::size_t most_bytes = std::size_t{64} << 20;
+constexpr std::size_t most_bytes = std::size_t{4} << 20;
 constexpr std::int64_t most_pixels = std::int64_t{1} << 28, longest_side = 1 << 16, most_prefix = 1 << 16;
 constexpr std::int64_t largest = std::numeric_limits<std::int32_t>::max();
 constexpr double smallest_crop = 0.05;  // below it a picture is resized to twenty times the size and more

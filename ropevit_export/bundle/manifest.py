@@ -10,12 +10,13 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -32,11 +33,14 @@ MANIFEST = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 # What no number of a manifest exceeds: whoever reads one makes room by it.
-_MOST_BYTES = 64 * files.MB
+_MOST_BYTES = 4 * files.MB  # of a bundle of 50 sizes it has a tenth of that
 _MOST_PIXELS = 2**28
 # Of a rotary sample: tokens of its grid, and these times the pairs and heads that are drawn over it.
 _MOST_TOKENS, _MOST_DRAWN = 2**22, 2**27
 _SMALLEST_CROP = 0.05  # below it a picture is resized to twenty times the size and more
+Item = TypeVar("Item")
+# An error is kept of the first wrong one only: of each of millions they take gigabytes.
+Many = Annotated[tuple[Item, ...], FailFast()]
 Extent = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Prefix = Annotated[int, Field(ge=0, le=2**16)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -105,7 +109,7 @@ class PreprocessEntry(_Strict):
 class TensorEntry(_Strict):
     name: Annotated[str, Field(min_length=1)]
     dtype: Dtype
-    shape: Annotated[tuple[Extent | Symbol, ...], Field(min_length=1, max_length=8)]
+    shape: Annotated[Many[Extent | Symbol], Field(min_length=1, max_length=8)]
 
 
 class OutputEntry(TensorEntry):
@@ -198,18 +202,18 @@ class ArtifactEntry(_Strict):
     kind: Literal["onnx", "tensorrt", "tensorrt-rtx", "openvino"]
     path: FileName
     sha256: str = Sha256
-    resolutions: Annotated[tuple[Size, ...], Field(min_length=1)]
+    resolutions: Annotated[Many[Size], Field(min_length=1)]
     batch: BatchEntry
     precision: str
     form: Form = "portable"
-    inputs: Annotated[tuple[TensorEntry, ...], Field(min_length=1)]
-    outputs: Annotated[tuple[OutputEntry, ...], Field(min_length=1)]
+    inputs: Annotated[Many[TensorEntry], Field(min_length=1)]
+    outputs: Annotated[Many[OutputEntry], Field(min_length=1)]
     built_with: str
-    targets: tuple[str, ...]
-    files: tuple[FileEntry, ...] = ()
+    targets: Many[str]
+    files: Many[FileEntry] = ()
     dynamic: DynamicEntry | None = None
-    profiles: tuple[Size, ...] = ()
-    census: tuple[CensusEntry, ...] = ()
+    profiles: Many[Size] = ()
+    census: Many[CensusEntry] = ()
     options: dict[str, str | int | bool] = {}
     remark: str | None = None
 
@@ -225,7 +229,7 @@ class HistogramEntry(_Strict):
     """
 
     lowest: Annotated[int, Field(ge=-4096, le=4096)]
-    counts: Annotated[tuple[Count, ...], Field(max_length=8192)]
+    counts: Annotated[Many[Count], Field(max_length=8192)]
     exact: Count
 
 
@@ -274,8 +278,8 @@ class HeadEntry(_Strict):
 
     block: int | None
     head: int | None
-    x: tuple[Frequency, ...]
-    y: tuple[Frequency, ...]
+    x: Many[Frequency]
+    y: Many[Frequency]
 
 
 class RotaryEntry(_Strict):
@@ -289,8 +293,8 @@ class RotaryEntry(_Strict):
     rule: str
     coordinates: CoordinatesEntry
     grid: Size
-    pairs: tuple[Count, ...]
-    heads: tuple[HeadEntry, ...]
+    pairs: Many[Count]
+    heads: Many[HeadEntry]
 
     @model_validator(mode="after")
     def _a_frequency_a_pair(self) -> RotaryEntry:
@@ -328,13 +332,13 @@ class Manifest(_Strict):
     prefix: Prefix | None = None
     weights: WeightsEntry
     preprocess: PreprocessEntry
-    artifacts: tuple[ArtifactEntry, ...]
-    parity: tuple[ParityEntry, ...]
-    files: tuple[FileEntry, ...]
+    artifacts: Many[ArtifactEntry]
+    parity: Many[ParityEntry]
+    files: Many[FileEntry]
     versions: dict[str, str]
     rotary: RotaryEntry | None = None
-    choices: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    choices: Many[str] = ()
+    notes: Many[str] = ()
     request: dict[str, str] | None = None
 
     @model_validator(mode="after")

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from ropevit_export.bundle import manifest
 from ropevit_export.errors import BundleError, first_fault
 from ropevit_export.formats import FORMATS
 from ropevit_export.machine import files
 
 # A report of 10,000 kernels has 20 MB; no tensor of an engine has more than 2^31 numbers along an axis, or more axes.
-_LARGEST, _LARGEST_EXTENT, _MOST_AXES = 256 * files.MB, 2**31, 16
+_LARGEST, _LARGEST_EXTENT, _MOST_AXES = 64 * files.MB, 2**31, 16
 _Extent = Annotated[int, Field(strict=True, ge=0, le=_LARGEST_EXTENT)]
 # Our name of a number format and the bytes of a value, by the builder's name.
 _FORMATS = {each.report: (each.name, each.bytes) for each in FORMATS.values()}
@@ -119,20 +120,20 @@ def of_layers(layers: Iterable[Mapping[str, Any]]) -> tuple[Kernel, ...]:
 class _TensorRecord(BaseModel):
     name: str
     dtype: str
-    shape: Annotated[tuple[_Extent | str, ...], Field(max_length=_MOST_AXES)]
+    shape: Annotated[manifest.Many[_Extent | str], Field(max_length=_MOST_AXES)]
 
 
 class _LayerRecord(BaseModel):
     name: str
     type: str
-    inputs: tuple[_TensorRecord, ...]
-    constants: tuple[_TensorRecord, ...]
-    outputs: tuple[_TensorRecord, ...]
-    onnx_nodes: tuple[str, ...]
+    inputs: manifest.Many[_TensorRecord]
+    constants: manifest.Many[_TensorRecord]
+    outputs: manifest.Many[_TensorRecord]
+    onnx_nodes: manifest.Many[str]
 
 
 class _Report(BaseModel):
-    layers: tuple[_LayerRecord, ...]
+    layers: manifest.Many[_LayerRecord]
 
 
 def read(path: Path) -> tuple[Kernel, ...]:

@@ -167,7 +167,7 @@ EDITED = (
         target="artifacts.0.sha256: '0' is not 64 hexadecimal digits"),
     Row(fault="100,000 lists in one another", code=1, says="is not a manifest of schema 1",
         target="its lists and objects lie more than 200 deep in one another"),
-    Row(fault="a manifest of 100 MB", code=1, says="it has more than 64 MB", target="it has more than 64 MB"),
+    Row(fault="a manifest of 100 MB", code=1, says="it has more than 4 MB", target="it has more than 4 MB"),
     Row(fault="a manifest that is a pipe", code=1, says="it is a pipe, socket or device, needs a file",
         target="manifest.json: it is a pipe, socket or device, needs a file"),
     Row(fault="a manifest that is a folder", code=1, says="manifest.json: Is a directory",
