@@ -101,10 +101,13 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     with safe_open(path, "pt") as stream:
         sizes = {name: math.prod(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
     parts: list[list[str]] = [[]]
-    for name in sizes:
-        if sum(sizes[each] for each in parts[-1]) > _PART:
+    taken = 0
+    for name, size in sizes.items():
+        if taken > _PART:
             parts.append([])
+            taken = 0
         parts[-1].append(name)
+        taken += size
     out: dict[str, torch.Tensor] = {}
     for part in parts:
         with safe_open(path, "pt") as stream:
