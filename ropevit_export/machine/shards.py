@@ -103,9 +103,10 @@ def parts(path: Path) -> tuple[Path, ...]:
         return (path,)
     found = tuple(path.with_name(name) for name in names(path))
     if missing := [part.name for part in found if not part.is_file()]:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise CheckpointError(
-            f"{path} lists {len(found)} shards, without {', '.join(missing[:_SHOWN])} beside it: add the "
-            f"{len(missing)} that are missing."
+            f"{path} lists {len(found)} shards, without {', '.join(missing[:_SHOWN])}{more} beside it: add what is "
+            "missing."
         )
     return found
 
