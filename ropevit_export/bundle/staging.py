@@ -21,8 +21,6 @@ from ropevit_export.machine.process import Interrupted, deferred
 
 log = logging.getLogger("ropevit_export")
 
-# What filesystems take as a name, in bytes.
-_LONGEST_NAME = 255
 _RESERVE = 1 << 20  # bytes
 
 
@@ -174,7 +172,7 @@ def staged(final: Path, *, force: bool) -> Iterator[Path]:
 def _beside(final: Path, what: str) -> Path:
     """A hidden name in the same folder, from which the next builder of `final` knows what a killed one left."""
     name = f".{final.name}.{what}"
-    if len(os.fsencode(name)) > _LONGEST_NAME:
+    if len(os.fsencode(name)) > files.LONGEST_NAME:
         name = f".{hashlib.sha256(os.fsencode(final.name)).hexdigest()}.{what}"
     return final.with_name(name)
 
