@@ -119,7 +119,7 @@ def _balance_norms(model: ir.Model, ranges: Ranges, layers: Mapping[ir.Node, Lin
 def _balance_gated(model: ir.Model, ranges: Ranges, layers: Mapping[ir.Node, Linear]) -> dict[str, Range]:
     """gate(x) · (x @ W + b): a layer of whose numbers no others are made, nor of its weights' and bias's."""
     changed = dict(ranges)
-    by_result = {each.result: each for each in layers.values()}
+    by_result = {each.result: each for each in layers.values() if not each.result.is_graph_output()}
     for node in model.graph:
         factors = [by_result[value] for value in node.inputs if value in by_result and len(value.uses()) == 1]
         found = readers(node.outputs[0], layers)
