@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ropevit_export import tuned
-from ropevit_export.backends.select import ENGINES, runner
-from ropevit_export.backends.select import form as form_of
+from ropevit_export.backends.select import ENGINES, forms, runner
 from ropevit_export.bundle import manifest, positions
 from ropevit_export.errors import BackendError, BundleError, InputError, UsageError
 from ropevit_export.images.files import opened
@@ -111,11 +110,18 @@ def open_artifact(bundle: Path, artifact: manifest.ArtifactEntry, backend: str, 
     return runner(backend, bundle / artifact.path, precision=artifact.precision, **options)
 
 
-def _in_order(graphs: list[manifest.ArtifactEntry], backend: str, wanted: Form | None) -> list[manifest.ArtifactEntry]:
-    """Of graphs in several forms those of the wanted one; else the backend's own before the one for all."""
+def _in_order(
+    graphs: list[manifest.ArtifactEntry], backend: str, wanted: Form | None, device: str
+) -> list[manifest.ArtifactEntry]:
+    """Of graphs in several forms those of the wanted one; else those that the backend takes, its fastest first."""
     if wanted is not None:
         return [each for each in graphs if each.form == wanted]
-    return sorted(graphs, key=lambda each: (each.form != form_of(backend, each.precision), each.form != "portable"))
+
+    def place(graph: manifest.ArtifactEntry) -> int:
+        taken = forms(backend, graph.precision, device)
+        return taken.index(graph.form) if graph.form in taken else len(taken)
+
+    return sorted(graphs, key=place)
 
 
 def _picture(image: object) -> Image.Image:
@@ -142,7 +148,8 @@ class Model:
     ) -> None:
         self.manifest = manifest.read(bundle)
         self.preprocess = Preprocess(**self.manifest.preprocess.model_dump())
-        self._graphs = _in_order(artifacts(bundle, self.manifest, backend), backend, form)
+        graphs = artifacts(bundle, self.manifest, backend)
+        self._graphs = _in_order(graphs, backend, form, options.get("device", "CPU"))
         if not self._graphs:
             raise BundleError(f"{bundle} holds no graph in the form {form}.")
         self._bundle, self._backend, self._options, self._reason = bundle, backend, options, reason

@@ -191,10 +191,16 @@ def forms(
     from ropevit_export import passes
 
     made = _in_precision(draft, graph, sample, progress)
-    if draft.request.single_file and draft.request.calib is None:
-        made.pop("onnxruntime", None)  # it would hold all weights once more
-    if any(maker.form == "openvino" for maker in makers) and (turned := passes.for_openvino(made["portable"])):
-        made["openvino"] = turned
+    single_file = draft.request.single_file  # each form would hold all weights once more
+    if single_file and draft.request.calib is None:
+        made.pop("onnxruntime", None)
+    if any(maker.form == "openvino" for maker in makers):
+        if turned := passes.for_openvino(made["portable"]):
+            made["openvino"] = turned
+        if draft.request.precision == "fp32" and not single_file:
+            source = made.get("openvino", made["portable"])
+            if apart := passes.for_openvino_without_avx512(source):
+                made["openvino-avx2"] = apart
     return made
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ropevit_export.backends.select import ENGINES, RUNNERS
+from ropevit_export.backends.select import ENGINES, RUNNERS, forms
 from ropevit_export.bundle import manifest
 from ropevit_export.errors import BundleError, first_fault
 from ropevit_export.machine import hardware
@@ -172,13 +172,13 @@ def candidates(
     """Every way to run a bundle that may be the fastest: each backend on each form that it takes, OpenVINO in bfloat16
     too where the CPU has it, half of the cores where there are four, and for throughput several streams.
     """
-    forms: list[Form] = sorted({each.form for each in listed.artifacts if each.kind == "onnx"})
+    held: list[Form] = sorted({each.form for each in listed.artifacts if each.kind == "onnx"})
     found: list[Setting] = []
     for backend in backends:
         own: list[Form | None] = [None]
         if backend not in ENGINES:
-            foreign = "onnxruntime" if backend == "openvino" else "openvino"
-            own = [form for form in forms if form != foreign]
+            taken = forms(backend, listed.artifacts[0].precision)
+            own = [form for form in held if form in taken]
         threads = [None, cores // 2] if cores >= 4 and backend in ("onnxruntime", "openvino") else [None]
         streams = [1]
         if goal == "throughput" and backend in ("onnxruntime", "openvino"):

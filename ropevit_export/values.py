@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 RopeMode = Literal["baked", "dynamic", "inputs"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 IoPrecision = Literal["fp32", "fp16", "bf16"]
-# portable: for engines, OpenVINO and others · onnxruntime: what ONNX Runtime's CPU provider is fast with
-Form = Literal["portable", "onnxruntime", "openvino"]
+# portable: for engines and everything else · onnxruntime, openvino: what that runtime is fast with · openvino-avx2: the
+# same where a CPU has no AVX-512
+Form = Literal["portable", "onnxruntime", "openvino", "openvino-avx2"]
 OutputKind = Literal["logits", "pooled", "cls", "tokens", "features"]
 OUTPUT_KINDS: tuple[OutputKind, ...] = ("logits", "pooled", "cls", "tokens", "features")
 Pool = Literal["token", "avg", "map"]

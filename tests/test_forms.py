@@ -19,9 +19,10 @@ from ropevit_export.backends import select
 from ropevit_export.backends.emulation import Emulated
 from ropevit_export.bundle import manifest, onnx_file
 from ropevit_export.inspect.graph import read
+from ropevit_export.machine import hardware
 from ropevit_export.models import zoo
 from ropevit_export.models.zoo import find_model
-from ropevit_export.passes import attention, turn_by_head
+from ropevit_export.passes import activations, attention, turn_by_head
 from ropevit_export.runtime import load
 from ropevit_export.trace.export import trace
 from ropevit_export.values import Graph
@@ -56,6 +57,14 @@ def run_on_openvino(path: Path, images: np.ndarray) -> tuple[np.ndarray, Counter
     answers = [np.array(compiled([image[None]])[0]) for image in images]
     ops = compiled.get_runtime_model().get_ops()
     return np.concatenate(answers), Counter(op.get_rt_info()["layerType"].astype(str) for op in ops)
+
+
+def in_products(path: Path) -> list[str]:
+    """The nodes of the graph that OpenVINO computes in the kernels of its products."""
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    facts = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+    products = [each for each in facts if each["layerType"].astype(str) == "FullyConnected"]
+    return [name for each in products for name in each["originalLayersNames"].astype(str).split(",")]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -101,15 +110,32 @@ def test_float16_has_onnxruntimes_operators_and_whole_norms(case: Make, model: s
 @pytest.mark.parametrize(
     ("backend", "precision", "expected"),
     [
-        ("onnxruntime", "fp32", "onnxruntime"),
-        ("onnxruntime-cuda", "fp16", "onnxruntime"),
-        ("onnxruntime-cuda", "int8", "portable"),  # that form's 8-bit products are for a CPU
-        ("onnxruntime-tensorrt", "fp16", "portable"),
-        ("openvino", "int8", "openvino"),
+        ("onnxruntime", "fp32", ("onnxruntime", "portable")),
+        ("onnxruntime-cuda", "fp16", ("onnxruntime", "portable")),
+        ("onnxruntime-cuda", "int8", ("portable",)),  # that form's 8-bit products are for a CPU
+        ("onnxruntime-tensorrt", "fp16", ("portable",)),
     ],
 )
-def test_a_backend_takes_its_form(backend: str, precision: str, expected: str) -> None:
-    assert select.form(backend, precision) == expected
+def test_a_backend_takes_its_form(backend: str, precision: str, expected: tuple[str, ...]) -> None:
+    assert select.forms(backend, precision) == expected
+
+
+@pytest.mark.parametrize(
+    ("features", "device", "first"),
+    [
+        (["avx2"], "CPU", "openvino-avx2"),
+        (["avx2", "avx_vnni"], "CPU", "openvino-avx2"),
+        (["avx2", "avx512f"], "CPU", "openvino"),
+        (["asimddp"], "CPU", "openvino"),
+        (["avx2"], "GPU", "openvino"),
+    ],
+)
+def test_openvinos_form_is_the_processors(
+    features: list[str], device: str, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "cpu_features", lambda: features)
+    taken = select.forms("openvino", "fp32", device)
+    assert (taken[0], set(taken)) == (first, {"openvino", "openvino-avx2", "portable"})
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -122,6 +148,36 @@ def test_openvino_has_one_kernel_for_a_rotation(case: Make, model: str, tmp_path
         return
     ours, found = run_on_openvino(written(turned, tmp_path), each.images)
     assert found["RoPE"] == rotations(each)
+    np.testing.assert_allclose(ours, each.theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "activation"),
+    [
+        ("rope_mixed_deit_small", "gelu"),
+        ("eva02_tiny_336", "silu"),
+        pytest.param("deit_small", "gelu", marks=pytest.mark.slow),
+        pytest.param("swin_rope_mixed_tiny", "gelu", marks=pytest.mark.slow),
+    ],
+)
+def test_without_avx512_openvino_fuses_no_activation_into_a_product(
+    case: Make, model: str, activation: str, tmp_path: Path
+) -> None:
+    """OpenVINO's own list of what it computes in a product's kernel: with the activation, and without."""
+    each = case(model, "56" if model == "eva02_tiny_336" else "64")
+    graph = passes.for_openvino(graph_of(each)) or graph_of(each)
+    before = len(graph.model.graph)
+    apart = passes.for_openvino_without_avx512(graph)
+    assert apart is not None
+    assert len(graph.model.graph) == before
+    fused, separate = tmp_path / "fused", tmp_path / "separate"
+    fused.mkdir()
+    separate.mkdir()
+    assert any(activation in name for name in in_products(written(graph, fused)))
+    path = written(apart, separate)
+    assert not any(activation in name or "apart" in name for name in in_products(path))
+    assert kinds(path)["Erf" if activation == "gelu" else "Sigmoid"] >= len(each.spec.blocks)
+    ours, _ = run_on_openvino(path, each.images)
     np.testing.assert_allclose(ours, each.theirs, atol=1e-5)
 
 
@@ -151,7 +207,8 @@ def test_graphs_of_any_size_have_the_forms_too(model: str, rope: str, tmp_path: 
     out = tmp_path / "bundle"
     assert export(model, out, "--res", "96x64,64x96", "--rope", rope, "--batch", "1:1:2", "--engine", "openvino") == 0
     listed = manifest.read(out)
-    assert [each.form for each in listed.artifacts] == ["portable", "onnxruntime", "openvino", "openvino"]
+    forms = ["portable", "onnxruntime", "openvino", "openvino-avx2", "openvino"]
+    assert [each.form for each in listed.artifacts] == forms
     assert {each.path for each in listed.artifacts if each.kind == "openvino"} == {f"model-{rope}.xml"}
     assert kinds(out / f"model-{rope}.onnxruntime.onnx")["RotaryEmbedding"] == 3
     never_named = np.random.default_rng(0).standard_normal((2, 3, 48, 64)).astype(np.float32)
@@ -183,3 +240,13 @@ def test_a_wrong_table_in_one_form_is_out_of_tolerance(
     assert export("dinov3_small", tmp_path / "bundle", "--res", "64", "--engine", "openvino") == 3
     assert f"model-64.{form}.onnx" in capfd.readouterr().err
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.usefixtures("shallow")
+def test_a_wrong_activation_is_out_of_tolerance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    right = activations._number
+    monkeypatch.setattr(activations, "_number", lambda graph, number: right(graph, 1.001 * number))
+    assert export("dinov3_small", tmp_path / "bundle", "--res", "64", "--engine", "openvino") == 3
+    assert "model-64.openvino-avx2.onnx" in capfd.readouterr().err

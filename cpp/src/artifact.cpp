@@ -5,6 +5,7 @@
 #include <map>
 
 #include "half.hpp"
+#include "machine.hpp"
 #include "positions.hpp"
 #include "text.hpp"
 
@@ -68,14 +69,17 @@ Buffer sized_images(const Artifact& artifact, Size size, std::size_t count) {
   return images;
 }
 
-std::string form_of(const std::string& backend, const std::string& precision) {
+std::vector<std::string> forms(const std::string& backend, const std::string& precision, const std::string& device) {
   const bool eight_bits = precision == "int8" || precision == "fp8";
-  if (backend == "onnxruntime" || (backend == "onnxruntime-cuda" && !eight_bits)) return "onnxruntime";
-  return backend == "openvino" ? "openvino" : "portable";
+  if (backend == "onnxruntime" || (backend == "onnxruntime-cuda" && !eight_bits)) return {"onnxruntime", "portable"};
+  if (backend != "openvino") return {"portable"};
+  if ((device.empty() || device == "CPU") && ends_at_avx2()) return {"openvino-avx2", "openvino", "portable"};
+  return {"openvino", "openvino-avx2", "portable"};
 }
 
 std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::string& backend,
-                                          const std::filesystem::path& bundle, const std::string& form) {
+                                          const std::filesystem::path& bundle, const std::string& form,
+                                          const std::string& device) {
   const std::string kind = runs_engines(backend) ? backend : "onnx";
   std::vector<const Artifact*> found;
   for (const Artifact& each : manifest.artifacts)
@@ -88,12 +92,15 @@ std::vector<const Artifact*> artifacts_of(const Manifest& manifest, const std::s
     found.erase(std::remove_if(found.begin(), found.end(), other), found.end());
     if (found.empty()) throw BundleError(bundle.string() + " holds no graph in the form " + form + ".");
   }
-  // Of a graph in several forms the backend's own, else the one for all.
-  const auto order = [&](const Artifact* each) {
-    return each->form == form_of(backend, each->precision) ? 0 : each->form == "portable" ? 1 : 2;
+  // Of a graph in several forms those that the backend takes, its fastest first.
+  std::map<std::string, std::vector<std::string>> taken;
+  for (const Artifact* each : found) taken.emplace(each->precision, forms(backend, each->precision, device));
+  const auto place = [&](const Artifact* each) {
+    const std::vector<std::string>& names = taken.at(each->precision);
+    return std::find(names.begin(), names.end(), each->form) - names.begin();
   };
   std::stable_sort(found.begin(), found.end(),
-                   [&](const Artifact* a, const Artifact* b) { return order(a) < order(b); });
+                   [&](const Artifact* a, const Artifact* b) { return place(a) < place(b); });
   return found;
 }
 

@@ -39,6 +39,11 @@ int cores() {
   return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
 }
 
+bool has(const std::string& feature) {
+  static const std::vector<std::string> features = this_machine().features;
+  return std::count(features.begin(), features.end(), feature) != 0;
+}
+
 }  // namespace
 
 Machine this_machine() {
@@ -51,10 +56,8 @@ Machine this_machine() {
   return found;
 }
 
-bool cuts_8_bit_sums() {
-  const std::vector<std::string> features = this_machine().features;
-  const auto has = [&](const char* name) { return std::count(features.begin(), features.end(), name) != 0; };
-  return has("avx2") && !has("avx512_vnni") && !has("avx_vnni");
-}
+bool ends_at_avx2() { return has("avx2") && !has("avx512f"); }
+
+bool cuts_8_bit_sums() { return has("avx2") && !has("avx512_vnni") && !has("avx_vnni"); }
 
 }  // namespace ropevit

@@ -14,6 +14,9 @@ struct Machine {
 
 Machine this_machine();
 
+// Whether AVX2's are the widest registers here.
+bool ends_at_avx2();
+
 // Whether kernels of 8 bits cut sums of two products at 16 bits here: x86 without VNNI.
 bool cuts_8_bit_sums();
 

@@ -131,7 +131,7 @@ struct Model::State {
       options = std::move(choice.options);
       reason = ", " + choice.reason;
     }
-    for (const Artifact* each : artifacts_of(manifest, options.backend, bundle, options.form)) {
+    for (const Artifact* each : artifacts_of(manifest, options.backend, bundle, options.form, options.device)) {
       graphs.push_back(std::make_unique<Graph>(bundle, *each, options));
       for (const Size size : each->resolutions)
         if (std::find(sizes.begin(), sizes.end(), size) == sizes.end()) sizes.push_back(size);

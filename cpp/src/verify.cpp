@@ -294,7 +294,8 @@ Verification verify(const std::filesystem::path& bundle, const std::string& back
       if (each.kind == backend) chosen.push_back(&each);
     if (chosen.empty()) chosen = artifacts_of(manifest, backend, bundle);
     const auto foreign = [&](const Artifact* each) {
-      return each->form != "portable" && each->form != form_of(backend, each->precision);
+      const std::vector<std::string> taken = forms(backend, each->precision, options.device);
+      return std::find(taken.begin(), taken.end(), each->form) == taken.end();
     };
     chosen.erase(std::remove_if(chosen.begin(), chosen.end(), foreign), chosen.end());
   }

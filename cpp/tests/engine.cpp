@@ -1,5 +1,6 @@
 // Engines, on a GPU and a TensorRT that are made up (stub/fake.cpp): the shapes, profiles, addresses, streams and
 // errors that this library asks of them and makes of their answers.
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <filesystem>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "../src/artifact.hpp"
+#include "../src/machine.hpp"
 #include "../src/sha256.hpp"
 #include "check.hpp"
 #include "ropevit/ropevit.hpp"
@@ -130,11 +132,16 @@ void test(const std::string& backend, const fs::path& bundle) {
 
 // As `backends/select.py` has it.
 void choose_forms() {
-  CHECK(form_of("onnxruntime", "int8") == "onnxruntime");
-  CHECK(form_of("onnxruntime-cuda", "fp16") == "onnxruntime");
-  CHECK(form_of("onnxruntime-cuda", "int8") == "portable");  // the 8-bit form is for a CPU's kernels
-  CHECK(form_of("onnxruntime-tensorrt", "fp16") == "portable");
-  CHECK(form_of("openvino", "int8") == "openvino");
+  using Names = std::vector<std::string>;
+  CHECK((forms("onnxruntime", "int8", "") == Names{"onnxruntime", "portable"}));
+  CHECK((forms("onnxruntime-cuda", "fp16", "") == Names{"onnxruntime", "portable"}));
+  CHECK((forms("onnxruntime-cuda", "int8", "") == Names{"portable"}));  // the 8-bit form is for a CPU's kernels
+  CHECK((forms("onnxruntime-tensorrt", "fp16", "") == Names{"portable"}));
+  const Names all{"openvino", "openvino-avx2", "portable"}, avx2{"openvino-avx2", "openvino", "portable"};
+  const Names features = this_machine().features;
+  const auto has = [&](const char* name) { return std::count(features.begin(), features.end(), name) != 0; };
+  CHECK((forms("openvino", "fp32", "") == (has("avx2") && !has("avx512f") ? avx2 : all)));
+  CHECK((forms("openvino", "fp32", "GPU") == all));
 }
 
 int main() {

@@ -16,6 +16,7 @@ from ropevit_export.backends.tensorrt import TensorRt
 from ropevit_export.backends.tensorrt_rtx import TensorRtRtx
 from ropevit_export.errors import BackendError, UsageError
 from ropevit_export.formats import EIGHT_BITS, SIXTEEN_BITS
+from ropevit_export.machine import hardware
 from ropevit_export.values import Form
 
 BUILDERS: dict[str, Callable[[], Builder]] = {
@@ -31,8 +32,12 @@ RUNNERS: dict[str, Callable[..., Runner]] = {
     "openvino": OpenVino,
     **{name: functools.partial(EngineRunner, runtime=name) for name in LIBRARIES},
 }
-# Of graphs that are in several forms, what a backend takes first; ONNX Runtime's 8-bit form is for its CPU kernels.
-FORMS: dict[str, Form] = {"onnxruntime": "onnxruntime", "onnxruntime-cuda": "onnxruntime", "openvino": "openvino"}
+# Of graphs that are in several forms, those made for a backend; ONNX Runtime's 8-bit form is for its CPU kernels.
+_FORMS: dict[str, tuple[Form, ...]] = {
+    "onnxruntime": ("onnxruntime",),
+    "onnxruntime-cuda": ("onnxruntime",),
+    "openvino": ("openvino", "openvino-avx2"),
+}
 # Backends that run on an NVIDIA GPU, and those of them that run engines instead of ONNX files.
 ON_GPU = (*(name for name, each in PROVIDERS.items() if each.gpu), *LIBRARIES)
 ENGINES = tuple(LIBRARIES)
@@ -48,11 +53,16 @@ def checkers(model: Path, precision: str) -> Iterator[OnnxRuntime | Emulated]:
         yield Emulated(model, precision=precision)
 
 
-def form(backend: str | None, precision: str) -> Form:
-    """The form that a backend is fastest with."""
+def forms(backend: str | None, precision: str, device: str = "CPU") -> tuple[Form, ...]:
+    """Those of a graph's forms that a backend takes, the one first that it is fastest with on this machine. `device`:
+    of OpenVINO.
+    """
     if precision in EIGHT_BITS and backend in ON_GPU:
-        return "portable"
-    return FORMS.get(backend or "", "portable")
+        return ("portable",)
+    own = _FORMS.get(backend or "", ())
+    if backend == "openvino" and device == "CPU" and hardware.ends_at_avx2():
+        own = own[::-1]
+    return (*own, "portable")
 
 
 def runner(backend: str, model: Path, precision: str, **options: Any) -> Runner:

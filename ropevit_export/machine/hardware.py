@@ -70,6 +70,12 @@ def cuts_8_bit_sums() -> bool:
     return "avx2" in features and not features & {"avx512_vnni", "avx_vnni"}
 
 
+def ends_at_avx2() -> bool:
+    """Whether AVX2's are the widest registers here, where Linux tells."""
+    features = cpu_features()
+    return "avx2" in features and "avx512f" not in features
+
+
 def memory_mb() -> int | None:
     with suppress(OSError, ValueError, AttributeError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from ropevit_export.passes.activations import ApartFromProducts
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
 from ropevit_export.passes.constants import DeduplicateConstants
 from ropevit_export.passes.heads import HeadsFirst
@@ -44,6 +45,7 @@ __all__ = [
     "convert",
     "for_onnxruntime",
     "for_openvino",
+    "for_openvino_without_avx512",
     "probed",
     "refuse_overflow",
     "run",
@@ -103,6 +105,18 @@ def for_openvino(graph: Graph) -> Graph | None:
         return None
     verify(turned, "openvino")
     return turned
+
+
+def for_openvino_without_avx512(graph: Graph) -> Graph | None:
+    """A finished float32 graph, in OpenVINO's form or the portable one, as OpenVINO is fastest with it on CPUs without
+    AVX-512; None where it has no activation. The graph given stays as it is.
+    """
+    apart = dataclasses.replace(graph, model=_separate(graph.model))
+    apart = apply(apart, [ApartFromProducts()])
+    if not apart.history[-1].fired:
+        return None
+    verify(apart, "openvino-avx2")
+    return apart
 
 
 def for_onnxruntime(graph: Graph, precision: Precision, io_dtype: str = "float32") -> Graph | None:

@@ -20,6 +20,7 @@ _DOMAINS: dict[Form, tuple[str, ...]] = {
     "portable": _STANDARD,
     "onnxruntime": (*_STANDARD, DOMAIN),
     "openvino": _STANDARD,
+    "openvino-avx2": _STANDARD,
 }
 
 

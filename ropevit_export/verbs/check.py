@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropevit_export.backends.select import checkers, form
+from ropevit_export.backends.select import checkers, forms
 from ropevit_export.bundle import facts, golden, manifest
 from ropevit_export.errors import BackendError, BundleError, UnreadableError
 from ropevit_export.machine.files import sha256
@@ -90,7 +90,7 @@ def _of_backend(bundle: Path, listed: manifest.Manifest, backend: str) -> list[m
     Of a graph in several forms those for other runtimes are left out.
     """
     own = [each for each in listed.artifacts if each.kind == backend] or artifacts(bundle, listed, backend)
-    return [each for each in own if each.form in ("portable", form(backend, each.precision))]
+    return [each for each in own if each.form in forms(backend, each.precision)]
 
 
 def _checked(

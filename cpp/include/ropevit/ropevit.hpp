@@ -126,8 +126,8 @@ struct Options {
   // to another. "auto", which chooses all of these options: what `ropevit-export tune` found fastest on this machine,
   // else OpenVINO where it can be loaded, else ONNX Runtime; `Model::describe` says which and why.
   std::string backend = "onnxruntime";
-  // Of an ONNX graph that is there in several: portable, onnxruntime or openvino. Empty: the one that the backend is
-  // fastest with.
+  // Of an ONNX graph that is there in several: portable, onnxruntime, openvino or openvino-avx2. Empty: the one that
+  // the backend is fastest with on this machine.
   std::string form;
   // The runtime's shared library. Empty: that of the environment variable ROPEVIT_ONNXRUNTIME, ROPEVIT_OPENVINO,
   // ROPEVIT_TENSORRT or ROPEVIT_TENSORRT_RTX, else what the system's loader finds.

@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from ropevit_export.backends.select import form
+from ropevit_export.backends.select import forms
 from ropevit_export.bundle import golden, manifest
 from ropevit_export.errors import BundleError, UsageError
 from ropevit_export.machine.files import link
@@ -98,7 +98,7 @@ def write(bundle: Path, out: Path, options: Options) -> tuple[list[str], list[st
 
 def _served(listed: manifest.Manifest, options: Options) -> tuple[list[Served], list[str]]:
     stem, remarks = re.sub(r"[^A-Za-z0-9_.-]", "_", listed.model), []
-    wanted = form("onnxruntime" if options.device == "cpu" else None, listed.artifacts[0].precision)
+    wanted = forms("onnxruntime" if options.device == "cpu" else None, listed.artifacts[0].precision)[0]
     graphs = [each for each in listed.artifacts if each.kind == "onnx"]
     # Of every graph the form for the device, else the portable one; in the order of the manifest.
     best: dict[tuple[manifest.Size, ...], manifest.ArtifactEntry] = {}
