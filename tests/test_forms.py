@@ -181,6 +181,39 @@ def test_without_avx512_openvino_fuses_no_activation_into_a_product(
     np.testing.assert_allclose(ours, each.theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["eva02_tiny_336", pytest.param("rope_reg1_gap_medium", marks=pytest.mark.slow)])
+def test_the_last_layer_before_a_mean_computes_one_token(case: Make, model: str, tmp_path: Path) -> None:
+    """In forms for CPUs; answers are the reference's, in a batch of two as well."""
+    each = case(model, "56x84" if model == "eva02_tiny_336" else "64x96")
+    forms = {"portable": graph_of(each)}
+    for form, made in (("onnxruntime", passes.for_onnxruntime(forms["portable"], "fp32")),
+                       ("openvino", passes.for_openvino(forms["portable"]))):  # fmt: skip
+        assert made is not None
+        forms[form] = made
+    layer, work = f"blocks.{len(each.spec.blocks) - 1}.mlp.fc2.weight", {}
+    for form, graph in forms.items():
+        (tmp_path / form).mkdir()
+        path = written(graph, tmp_path / form)
+        (product,) = (node for node in graph.model.graph if layer in [value.name for value in node.inputs if value])
+        work[form] = read(path, {"image": each.images[:1].shape}).flops[str(product.name)]
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        ours = np.concatenate([session.run(None, {"image": image[None]})[0] for image in each.images])
+        np.testing.assert_allclose(ours, each.theirs, atol=1e-5)
+    rows, columns = each.spec.grid(each.resolution)
+    tokens = each.spec.prefix + rows * columns
+    assert work["portable"] == tokens * work["onnxruntime"] == tokens * work["openvino"] > 0
+
+
+@pytest.mark.parametrize("output", ["tokens,pooled", "features:{last},pooled"])
+def test_a_mean_stays_where_all_tokens_are_read_too(case: Make, output: str) -> None:
+    each = case("eva02_tiny_336", "56")
+    io = each.io(output.format(last=len(each.spec.blocks) - 1))
+    graph = passes.run(trace(each.spec, each.sized, each.tables, io))
+    fast = passes.for_onnxruntime(graph, "fp32")
+    assert fast is not None
+    assert [record.fired for record in fast.history if record.name == "MeanBeforeLayer"] == [False]
+
+
 @pytest.fixture
 def shallow(monkeypatch: pytest.MonkeyPatch) -> str:
     spec = dataclasses.replace(find_model("dinov3_small"), depths=(2,))

@@ -19,6 +19,7 @@ from ropevit_export.passes.activations import ApartFromProducts
 from ropevit_export.passes.attention import FuseAttention, FuseRotation
 from ropevit_export.passes.constants import DeduplicateConstants
 from ropevit_export.passes.heads import HeadsFirst
+from ropevit_export.passes.mean import MeanBeforeLayer
 from ropevit_export.passes.norms import ScaleAfterProduct
 from ropevit_export.passes.operators import DOMAIN
 from ropevit_export.passes.patches import PatchesToDepth
@@ -100,7 +101,7 @@ def for_openvino(graph: Graph) -> Graph | None:
     stays as it is.
     """
     turned = dataclasses.replace(graph, model=_separate(graph.model))
-    turned = apply(turned, [TurnByHead(), common.RemoveUnusedNodesPass()])
+    turned = apply(turned, [TurnByHead(), MeanBeforeLayer(), common.RemoveUnusedNodesPass()])
     if not any(record.name == TurnByHead.__name__ and record.fired for record in turned.history):
         return None
     verify(turned, "openvino")
@@ -126,7 +127,7 @@ def for_onnxruntime(graph: Graph, precision: Precision, io_dtype: str = "float32
     """
     fast = dataclasses.replace(graph, model=_separate(graph.model))
     rounding = [] if precision == "fp32" else [ToHalf(POLICIES[precision]), *_clean()]
-    fast = apply(fast, [*rounding, FuseRotation(), FuseAttention(), common.RemoveUnusedNodesPass()])
+    fast = apply(fast, [*rounding, FuseRotation(), FuseAttention(), MeanBeforeLayer(), common.RemoveUnusedNodesPass()])
     if DOMAIN not in fast.model.opset_imports:
         return None
     fast = _with_io_dtype(fast, io_dtype)
@@ -161,7 +162,8 @@ def run_quantized(
     fast = None
     if coding == "int8":
         fast = dataclasses.replace(graph, model=_separate(graph.model))
-        fast = apply(fast, [FuseRotation(), FuseAttention(), QuantizeAsItRuns(), common.RemoveUnusedNodesPass()])
+        steps = [FuseRotation(), FuseAttention(), MeanBeforeLayer(), QuantizeAsItRuns()]
+        fast = apply(fast, [*steps, common.RemoveUnusedNodesPass()])
         fast = _with_io_dtype(fast, io_dtype)
         verify(fast, "onnxruntime")
     # Equal tensors become one before 8-bit weights are there, which keep zero points of their own

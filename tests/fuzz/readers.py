@@ -74,7 +74,7 @@ class _Answers:
         self.artifact = artifact
 
     def run(self, feeds: Arrays) -> dict[str, Array]:
-        count = len(feeds[self.artifact.inputs[0].name])
+        count = len(next(iter(feeds.values())))
         return {each.name: np.zeros((count, bundle.CLASSES), np.float32) for each in self.artifact.outputs}
 
 
