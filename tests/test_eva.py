@@ -120,7 +120,9 @@ def test_a_baked_graph_is_timms_model(model: str, tmp_path: Path) -> None:
     agree(export(model, tmp_path / "out", "--res", size, "--output", outputs(spec)), spec, size)
 
 
-@pytest.mark.parametrize(("model", "rope"), [("pe_core_small", "dynamic"), ("pe_core_small", "inputs")])
+@pytest.mark.parametrize(
+    ("model", "rope"), [("pe_core_small", "dynamic"), pytest.param("pe_core_small", "inputs", marks=pytest.mark.again)]
+)
 def test_one_graph_is_timms_model_at_sizes_never_named(model: str, rope: str, tmp_path: Path) -> None:
     spec = find_model(model)
     largest, *others = sizes(spec, (6, 10), (1, 1), (3, 10), (5, 2))
@@ -201,7 +203,7 @@ def planted(model: str, name: str, channel: int | None, factor: float) -> dict[s
     ("model", "name", "channel", "factor"),
     [
         # The norm's result would be 1e5; its gain is in the next layer's columns.
-        ("eva02_base_clip_224", "blocks.0.mlp.norm.weight", 7, 6e4),
+        pytest.param("eva02_base_clip_224", "blocks.0.mlp.norm.weight", 7, 6e4, marks=pytest.mark.again),
         pytest.param("eva02_base_clip_224", "blocks.0.attn.norm.weight", 7, 6e4, marks=pytest.mark.slow),
         # The square of a value of an RMS norm would be 1e6.
         ("sapiens2_base", "reg_token", None, 3e3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -19,7 +20,11 @@ from tests.golden import fill
 LOGITS = np.load(GOLDEN / "logits.npz")
 # A size above all of theirs: none of them is named at export.
 LIMIT = "400x416"
-QUICK = ("rope_mixed_deit_small_patch16_LS@224x224", "swin_rope_mixed_tiny_patch4_window7_224@224x224")
+# Other cases are slow.
+QUICK: dict[str, Any] = {
+    "rope_mixed_deit_small_patch16_LS@224x224": (),
+    "swin_rope_mixed_tiny_patch4_window7_224@224x224": pytest.mark.again,
+}
 
 
 def export(name: str, folder: Path, *options: str) -> None:
@@ -30,9 +35,7 @@ def export(name: str, folder: Path, *options: str) -> None:
     assert cli.run([*arguments, "-q", "--out", str(folder / "out")]) == 0
 
 
-@pytest.mark.parametrize(
-    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in LOGITS.files]
-)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=QUICK.get(case, pytest.mark.slow)) for case in LOGITS.files])
 def test_an_exported_official_checkpoint_is_the_authors_model(case: str, tmp_path: Path) -> None:
     name, size = case.split("@")
     resolution = Resolution.parse(size)

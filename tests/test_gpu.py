@@ -150,6 +150,7 @@ def test_a_step_runs_in_its_own_process_and_its_errors_are_its_result(tmp_path: 
     assert acceptance.in_its_own_process(step(tmp_path), 0.1)["says"] == "was stopped after 0 s."
 
 
+@pytest.mark.again
 def test_fused_attention_is_counted_in_the_builders_report(tmp_path: Path) -> None:
     try:
         BUILDERS["tensorrt-rtx"]()

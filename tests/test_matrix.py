@@ -97,6 +97,7 @@ def test_a_killed_matrix_goes_on_where_it_was(tmp_path: Path, built: Path) -> No
     assert [cli.run(["check", str(many / name)]) for name in NAMES] == [0, 0]
 
 
+@pytest.mark.again
 def test_two_builds_of_one_bundle_at_once(tmp_path: Path) -> None:
     with (
         begin("--res", "32", "--out", "one", cwd=tmp_path) as first,

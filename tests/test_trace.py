@@ -86,7 +86,9 @@ def test_folded_attention_is_the_plain_one() -> None:
     torch.testing.assert_close(first, theirs[:, :1], atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("model", ["rope_mixed_ape_deit_small", "swin_rope_axial_tiny", "swin_tiny"])
+@pytest.mark.parametrize(
+    "model", ["rope_mixed_ape_deit_small", "swin_rope_axial_tiny", pytest.param("swin_tiny", marks=pytest.mark.again)]
+)
 @pytest.mark.parametrize("optimised", [True, False])
 def test_the_graph_answers_as_the_reference(case: Make, model: str, optimised: bool, tmp_path: Path) -> None:
     each = case(model, "64x96")
@@ -96,8 +98,15 @@ def test_the_graph_answers_as_the_reference(case: Make, model: str, optimised: b
     np.testing.assert_allclose(ours, each.theirs, atol=2e-5)
 
 
-@pytest.mark.parametrize("model", ["rope_axial_deit_small", "swin_rope_mixed_tiny"])
-@pytest.mark.parametrize("output", ["pooled", "tokens"])
+@pytest.mark.parametrize(
+    ("model", "output"),
+    [
+        ("rope_axial_deit_small", "pooled"),
+        ("rope_axial_deit_small", "tokens"),
+        ("swin_rope_mixed_tiny", "pooled"),
+        pytest.param("swin_rope_mixed_tiny", "tokens", marks=pytest.mark.again),
+    ],
+)
 def test_features_are_the_references(case: Make, model: str, output: str, tmp_path: Path) -> None:
     each = case(model, "64", output)
     exported(each, tmp_path / "model.onnx", output=output)
@@ -145,7 +154,7 @@ def filled(case: Case, resolution: Resolution) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("model", "rope"),
     [
-        ("rope_axial_deit_small", "dynamic"),
+        pytest.param("rope_axial_deit_small", "dynamic", marks=pytest.mark.again),
         ("rope_mixed_ape_deit_small", "dynamic"),
         pytest.param("deit_small", "dynamic", marks=pytest.mark.slow),
         ("rope_mixed_ape_deit_small", "inputs"),
