@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from ropevit_export.checkpoint import file, source
 from ropevit_export.errors import CheckpointError
 from ropevit_export.machine import shards
+from ropevit_export.models import adopt as adopting
 from ropevit_export.models import reference
 from ropevit_export.models.adopt import adopt
 from ropevit_export.models.families import FAMILIES
@@ -532,6 +533,22 @@ def test_timms_file_of_another_model_is_refused_with_that_models_name() -> None:
         for name, tensor in hollow(find_model("swin_tiny")).items()
     }
     assert refusal(DEIT_MIXED, tensors).endswith(" try --model swin_tiny.")
+
+
+def test_a_file_of_more_tensors_than_any_model_has_is_not_compared_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 100,000 tensors that took two minutes."""
+    compared: list[str] = []
+
+    def owns(spec: ModelSpec, *rest: object) -> bool:
+        compared.append(spec.name)
+        return False
+
+    monkeypatch.setattr(adopting, "_owns", owns)
+    few, many = ({f"blocks.{index}.x": torch.zeros(1) for index in range(count)} for count in (10, 10_001))
+    assert "missing blocks.0.attn" in refusal(DEIT_MIXED, many)
+    assert compared == []
+    refusal(DEIT_MIXED, few)
+    assert len(compared) > 24
 
 
 def test_a_file_that_may_be_of_two_models_is_refused_with_both_names() -> None:

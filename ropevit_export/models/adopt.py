@@ -31,6 +31,9 @@ _OF_TRAINING = re.compile(
     r"|ema_model|teacher|decoder|optimizer|scheduler|lr_scheduler|scaler|augment\w*|mixup)(_fn)?\."
 )
 
+# No model has a tenth of it: whose a file with more is need not be looked for, row by row.
+_MOST_TENSORS = 10_000
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Fit:
@@ -274,6 +277,8 @@ def _owner(wanted: ModelSpec, candidate: Candidate, sizes: Sequence[Resolution])
     """A hint when the tensors are exactly another model's. A fixed table leaves no trace in a file: of models that
     differ in one, none is advised, it would compute something else without a word.
     """
+    if len(candidate.tensors) > _MOST_TENSORS:
+        return ""
     owners = [spec for spec in (*MODELS, *EXAMPLES) if _owns(spec, candidate, sizes)]
     if not owners or wanted in owners:
         return ""
