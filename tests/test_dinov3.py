@@ -29,7 +29,7 @@ Arrays = dict[str, np.ndarray]
 KINDS = ("dinov3_small", "dinov3_small_plus", "dinov3_small_qkvb", "lingbot_small")
 WHOLE = (*KINDS, "dinov3_base")
 NAMED = ("224", "256", "512x768", "128x384")
-NEVER_NAMED = ("16", "336x208", "640x480")
+NEVER_NAMED = ("16", "336x208", "480x640")
 META_NAMES = {"reg_token": "storage_tokens"}
 OUTPUTS = "pooled,cls,tokens,features:0,1"
 
