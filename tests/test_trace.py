@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import linecache
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from timm.layers import apply_rot_embed_cat
 from timm.layers.pos_embed_sincos import get_mixed_freqs, get_mixed_grid
+from torch.fx import graph_module
 
 from ropevit_export import passes
 from ropevit_export.bundle import onnx_file
@@ -267,3 +270,17 @@ def test_position_biases_are_timms(window: tuple[int, int]) -> None:
     attention = WindowAttention(dim=96, num_heads=3, window_size=window)
     ours = swin.position_bias(attention.relative_position_bias_table.detach(), window)
     assert torch.equal(ours, attention._get_rel_pos_bias()[0])
+
+
+@pytest.mark.usefixtures("traced_anew")
+def test_nothing_of_a_trace_outlives_it(case: Make) -> None:
+    """PyTorch keeps sources and shapes otherwise: a megabyte or two a trace, a gigabyte after a thousand exports."""
+    each = case("rope_axial_deit_small", "64")
+
+    def kept() -> tuple[int, int, int]:
+        trace_dynamic(each.spec, each.weights, each.factors(each.resolution), each.io())
+        gc.collect()
+        shapes = sum(type(found).__name__ == "_DispatchCacheKey" for found in gc.get_objects())
+        return shapes, len(graph_module._loader.eval_cache), sum(name.startswith("<eval") for name in linecache.cache)
+
+    assert kept() == kept()

@@ -306,6 +306,10 @@ def twice(times: int, thing: bytes) -> bytes:
 
 
 TUPLE2 = b"\x86"
+# A call's list that gets a thing once the call's arguments are made: frozenset(*[thing]).
+LATE = (
+    twice(60, TUPLE2) + b"0]q\xf00ctorch._tensor\n_rebuild_from_type_v2\n(cbuiltins\nfrozenset\nNh\xf0th\xf0h\x3ca0R."
+)
 
 
 @pytest.mark.parametrize(
@@ -327,6 +331,7 @@ TUPLE2 = b"\x86"
         (b"(cbuiltins\nset\n" + twice(60, TUPLE2) + b"o.", "name the same things over and over"),
         (b"cbuiltins\nset\n" + twice(60, TUPLE2) + b"\x81.", "name the same things over and over"),
         (twice(60, TUPLE2) + b"Q.", "name the same things over and over"),
+        (LATE, "name the same things over and over"),
         (b"g 0\n0})" + b"\x85" * 200_000 + b"Ns.", "truncated or damaged"),
         (b"Np0\n0})" + b"\x85" * 200_000 + b"Ns.", "more than 1000 deep"),
         (b"Np0\ng 0\n0})" + b"\x85" * 200_000 + b"Ns.", "more than 1000 deep"),

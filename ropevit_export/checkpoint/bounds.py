@@ -20,16 +20,22 @@ _TIMES, _FREE, _DEEPEST = 8, 1 << 16, 1000
 
 
 class _Thing:
-    """On the machine's stack. size: of all that it holds, as often as it holds it. depth: how deep that lies."""
+    """On the machine's stack. size: of all that it holds, as often as it holds it. depth: how deep that lies.
 
-    __slots__ = ("depth", "size")
+    What holds a list does not learn that it has grown since, which only `is_held` things made to be large do, or such
+    with a way back to what holds them. So their growing counts as a call. Lists that hold each other and were filled
+    from the outermost in still count as small: what is called here walks no list further than its own elements.
+    """
+
+    __slots__ = ("depth", "is_held", "size")
 
     def __init__(self, size: int, held: Sequence[_Thing] = ()) -> None:
-        self.size, self.depth = size, 0
+        self.size, self.depth, self.is_held = size, 0, False
         self.hold(held)
 
     def hold(self, held: Sequence[_Thing]) -> None:
         for each in held:
+            each.is_held = True
             self.size = min(self.size + each.size, 1 << 62)
             self.depth = max(self.depth, each.depth + 1)
 
@@ -127,8 +133,10 @@ class _Walk:
 
     def _make(self, opcode: _Opcode, size: int) -> None:
         taken = self._taken(opcode)
-        if opcode.hashed:
-            self._charge(taken[:: opcode.hashed])
+        walked = taken[:: opcode.hashed] if opcode.hashed else []
+        self._charge(taken if opcode.holds and self.stack[-1].is_held else walked)
+        if any(each.depth > _DEEPEST for each in walked):
+            raise pickle.UnpicklingError(f"its calls and keys are of things more than {_DEEPEST} deep in one another")
         if opcode.holds:
             self.stack[-1].hold(taken)
         else:
@@ -182,5 +190,3 @@ class _Walk:
             raise pickle.UnpicklingError(
                 "its calls and keys name the same things over and over: it is made to be large"
             )
-        if any(each.depth > _DEEPEST for each in taken):
-            raise pickle.UnpicklingError(f"its calls and keys are of things more than {_DEEPEST} deep in one another")

@@ -14,8 +14,8 @@ from ropevit_export.errors import CheckpointError
 
 # Far more than any training state has: what is larger was made to be.
 _MOST = 2_000_000
-# Below so many containers no checkpoint has weights: what lies deeper is not looked at.
-_DEEPEST = 100
+# Below so many containers, or at a place of so many characters, no checkpoint has weights: that is not looked at.
+_DEEPEST, _LONGEST = 100, 500
 # A tensor may name the same numbers again and again, and a file the same tensor: all of them together may come to so
 # many times the file's bytes, and to so much in any.
 _TIMES, _FREE = 16, 1 << 26
@@ -41,7 +41,7 @@ def contents(content: object, nbytes: int) -> Contents:
     while waiting:
         place, depth, value = waiting.popleft()
         held = _held(value)
-        if held is None or id(value) in seen:
+        if held is None or id(value) in seen or len(place) > _LONGEST:
             continue
         seen.add(id(value))
         room.take(len(held))

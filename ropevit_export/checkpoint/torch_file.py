@@ -83,6 +83,8 @@ def _storage_id(pid: Any) -> tuple[torch.dtype, str, int]:
     if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
         raise pickle.UnpicklingError("a persistent id is of no storage")
     _, dtype, key, _, count = pid[:5]
+    if not isinstance(key, (str, int)):
+        raise pickle.UnpicklingError(f"a storage has a {type(key).__name__} for a name")
     if not isinstance(dtype, torch.dtype) or not isinstance(count, int) or count < 0:
         raise pickle.UnpicklingError(f"storage {key} is of an unknown type")
     return dtype, str(key), count
@@ -93,7 +95,7 @@ def _once(storage: Callable[[Any], Storage]) -> Callable[[Any], Storage]:
     known: dict[str, Storage] = {}
 
     def found(pid: Any) -> Storage:
-        key = str(pid[2]) if isinstance(pid, tuple) and len(pid) > 2 else ""
+        key = str(pid[2]) if isinstance(pid, tuple) and len(pid) > 2 and isinstance(pid[2], (str, int)) else ""
         if key not in known:
             known[key] = storage(pid)
         return known[key]

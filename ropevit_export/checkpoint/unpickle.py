@@ -170,8 +170,8 @@ def _tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any, dtype
         return None
     dtype = dtype if isinstance(dtype, torch.dtype) else storage.dtype
     size, stride = tuple(size), tuple(stride)
-    if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
-        raise pickle.UnpicklingError(f"a tensor has offset {offset}, size {size}, stride {stride}")
+    if len(size) != len(stride) or not all(type(each) is int and each >= 0 for each in (offset, *size, *stride)):
+        raise pickle.UnpicklingError("a tensor's offset, size and stride are not as many whole numbers from 0 on")
     last = offset + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
     if all(size) and (last + 1) * dtype.itemsize > storage.content.nbytes():
         raise pickle.UnpicklingError(f"a tensor of size {size} needs more bytes than its storage has")
@@ -191,7 +191,7 @@ def _of_type(function: Any, kind: Any, args: Any, *rest: Any) -> Any:
 def _new(kind: Any, *rest: Any) -> Any:
     """`object.__new__` of the oldest protocols."""
     if not (isinstance(kind, type) and issubclass(kind, (Inert, Dictionary))):
-        raise pickle.UnpicklingError(f"an object is made of {kind!r}, needs a class")
+        raise pickle.UnpicklingError(f"an object is made of a {type(kind).__name__}, needs a class")
     return kind()
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import linecache
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import graph_module
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ropevit_export.errors import TraceError
 from ropevit_export.models.spec import Family, ModelSpec
@@ -72,7 +77,7 @@ def export_plain(
 def _export(module: torch.nn.Module, spec: ModelSpec, io: IoSpec) -> Graph:
     examples, dynamic = _examples(spec, io)
     _hush()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _forgotten_afterwards():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(),
@@ -87,10 +92,40 @@ def _export(module: torch.nn.Module, spec: ModelSpec, io: IoSpec) -> Graph:
         )
     if program is None:
         raise TraceError("torch.onnx.export gave no program: is this torch older than 2.9?")
+    _forget_shapes(program)
     # torch calls the extents by its own symbols, such as 16*rows
     for value, wanted in zip(program.model.graph.inputs, io.inputs, strict=True):
         value.shape = ir.Shape(wanted.shape)
     return Graph(model=program.model, io=io)
+
+
+@contextmanager
+def _forgotten_afterwards() -> Iterator[None]:
+    """PyTorch keeps the source of every module that it writes while it traces, and what it found out about open shapes,
+    as long as the process lives: half a megabyte each time.
+    """
+    sources: dict[str, str] = graph_module._loader.eval_cache
+    before = set(sources)
+    try:
+        yield
+    finally:
+        for name in sources.keys() - before:
+            del sources[name]
+            linecache.cache.pop(name, None)
+        FakeTensorMode.cache_clear()
+        for method in vars(ShapeEnv).values():
+            if clear := getattr(method, "cache_clear", None):
+                clear()
+
+
+def _forget_shapes(program: torch.onnx.ONNXProgram) -> None:
+    """Of a trace with open shapes a megabyte more outlives it: what operators give for each of them."""
+    traced = program.exported_program
+    for node in () if traced is None else traced.graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if mode is not None and mode.shape_env is not None:
+            mode.shape_env.fake_tensor_cache.clear()
+            return
 
 
 def _hush() -> None:
