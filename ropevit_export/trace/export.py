@@ -102,19 +102,18 @@ def _export(module: torch.nn.Module, spec: ModelSpec, io: IoSpec) -> Graph:
 @contextmanager
 def _forgotten_afterwards() -> Iterator[None]:
     """PyTorch keeps the source of every module that it writes while it traces, and what it found out about open shapes,
-    as long as the process lives: half a megabyte each time.
+    as long as the process lives: half a megabyte each time. Where it calls that by other names, it stays.
     """
-    sources: dict[str, str] = graph_module._loader.eval_cache
+    sources: dict[str, str] = getattr(getattr(graph_module, "_loader", None), "eval_cache", {})
     before = set(sources)
     try:
         yield
     finally:
         for name in sources.keys() - before:
-            del sources[name]
+            sources.pop(name, None)
             linecache.cache.pop(name, None)
-        FakeTensorMode.cache_clear()
-        for method in vars(ShapeEnv).values():
-            if clear := getattr(method, "cache_clear", None):
+        for owner in (FakeTensorMode, *vars(ShapeEnv).values()):
+            if clear := getattr(owner, "cache_clear", None):
                 clear()
 
 
@@ -124,7 +123,7 @@ def _forget_shapes(program: torch.onnx.ONNXProgram) -> None:
     for node in () if traced is None else traced.graph.nodes:
         mode = getattr(node.meta.get("val"), "fake_mode", None)
         if mode is not None and mode.shape_env is not None:
-            mode.shape_env.fake_tensor_cache.clear()
+            getattr(mode.shape_env, "fake_tensor_cache", {}).clear()
             return
 
 
