@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file
 
 from ropevit_export.bundle import golden, lock, manifest, staging
 from ropevit_export.errors import BundleError
+from ropevit_export.machine import files
 
 SHA = "0" * 64
 
@@ -224,6 +226,20 @@ def test_a_lock_that_is_removed_while_we_take_it_is_taken_again(
         with pytest.raises(BlockingIOError), lock.locked(tmp_path / "lock"):
             pytest.fail("is held")
     assert names(tmp_path) == []
+
+
+def test_an_interruption_while_the_lock_is_made_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = files.open_lock
+
+    def interrupted(path: Path) -> int:
+        fd = opened(path)
+        signal.raise_signal(signal.SIGINT)
+        return fd
+
+    monkeypatch.setattr(files, "open_lock", interrupted)
+    with pytest.raises(KeyboardInterrupt), lock.locked(tmp_path / "lock"):
+        pytest.fail("went on")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_locks_nothing_of_another_builder_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,17 +24,22 @@ def locked(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator
 
     Where another process holds it: BlockingIOError or, with `waiting`, which is called over and over, patience.
     """
-    while (taken := _try(path)) is None:
-        if waiting is None:
-            raise BlockingIOError(errno.EWOULDBLOCK, "another process holds its lock", str(path))
-        waiting()
-        time.sleep(_POLL)
-    fd, held = taken
+    taken: tuple[int, bool] | None = None
     try:
-        yield held
+        while True:
+            with deferred():  # a file that was made is known here
+                taken = _try(path)
+            if taken is not None:
+                break
+            if waiting is None:
+                raise BlockingIOError(errno.EWOULDBLOCK, "another process holds its lock", str(path))
+            waiting()
+            time.sleep(_POLL)
+        yield taken[1]
     finally:
-        with deferred():
-            _release(path, fd)
+        if taken is not None:
+            with deferred():
+                _release(path, taken[0])
 
 
 def _release(path: Path, fd: int) -> None:
