@@ -81,8 +81,8 @@ def _print_run(run: Run) -> None:
     if run.not_fused:
         say(f"  attention is not fused in {', '.join(run.not_fused)}")
     if run.estimate:
-        took, waits = run.estimate.milliseconds, run.estimate.memory_milliseconds / run.estimate.milliseconds
-        say(f"  estimate for {run.estimate.gpu}: {took:.3f} ms, {waits:.0%} of it waiting for memory")
+        took, waiting = run.estimate.milliseconds, run.estimate.waiting
+        say(f"  estimate for {run.estimate.gpu}: {took:.3f} ms, {waiting:.0%} of it waiting for memory")
     if not run.largest:
         return
     times = ("ms",) if run.estimate else ()

@@ -41,6 +41,11 @@ class Estimate:
     milliseconds: float
     memory_milliseconds: float
 
+    @property
+    def waiting(self) -> float:
+        """The part of the time that is spent so; none of the time of an engine that moves nothing."""
+        return self.memory_milliseconds / self.milliseconds if self.milliseconds else 0.0
+
 
 def gpus() -> tuple[Gpu, ...]:
     with Path(__file__).with_name("gpus.csv").open(encoding="utf-8", newline="") as stream:
