@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -49,6 +50,8 @@ def read(path: Path, inputs: Mapping[str, tuple[int, ...]]) -> SizedGraph:
     except Exception as error:  # protobuf's and the file system's, of many kinds
         raise BundleError(f"{path} is not an ONNX file that can be read: {first_line(error)}.") from error
     graph = model.graph
+    if not all(isinstance(name, (str, NoneType)) for name in _names(graph)):
+        raise BundleError(f"{path} is not an ONNX file that can be read: names in it are not UTF-8.")
     _require_inputs(path, graph, inputs)
     for node in graph:
         for value in node.outputs:
@@ -68,6 +71,14 @@ def read(path: Path, inputs: Mapping[str, tuple[int, ...]]) -> SizedGraph:
             if (shape := _shape(value)) is not None and not _constant(value)
         )
     return SizedGraph(nodes=len(graph), flops=flops, attentions=_attentions(graph), shapes=shapes)
+
+
+def _names(graph: ir.Graph) -> Iterator[object]:
+    """Protobuf gives text that is not UTF-8 as bytes."""
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        yield value.name
+    for node in graph:
+        yield from (node.name, node.op_type, node.domain, *(value.name for value in node.outputs), *node.attributes)
 
 
 def _require_inputs(path: Path, graph: ir.Graph, inputs: Mapping[str, tuple[int, ...]]) -> None:
