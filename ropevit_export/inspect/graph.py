@@ -64,7 +64,10 @@ def read(path: Path, inputs: Mapping[str, tuple[int, ...]]) -> SizedGraph:
     for node in graph:
         name = node.name or ""
         if _is_product(node):
-            flops[name] = _FLOPS[node.op_type](node)
+            try:
+                flops[name] = _FLOPS[node.op_type](node)
+            except IndexError as error:
+                raise BundleError(f"{path}: its {node.op_type} {name} has too few inputs, outputs or axes.") from error
         shapes[name] = frozenset(
             shape
             for value in (*node.inputs, *node.outputs)
