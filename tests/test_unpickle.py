@@ -24,7 +24,8 @@ import pytest
 import torch
 
 from ropevit_export import cli
-from ropevit_export.checkpoint import file, unpickle
+from ropevit_export.checkpoint import file, torch_file, unpickle
+from ropevit_export.checkpoint.contents import contents
 from ropevit_export.errors import CheckpointError
 from tests.tiny import state
 
@@ -364,3 +365,21 @@ def test_parts_of_an_archive_that_lie_over_one_another_are_damaged(tmp_path: Pat
         archive._didModify = True  # type: ignore[attr-defined] # so that the directory is written
     with pytest.raises(CheckpointError, match="its parts lie over one another"):
         file.read(path)
+
+
+def test_numbers_of_a_tensor_and_names_of_storages_are_no_lists() -> None:
+    """Lists that hold one another would be compared, or written into a message, without end."""
+    storage = unpickle.Storage(torch.UntypedStorage(16), torch.float32)
+    assert unpickle._tensor(storage, 0, (4,), (1,)) is not None
+    for offset, size, stride in (([1], ([2],), ([3],)), (0, ([4],), (1,)), (0, (4,), (-1,))):
+        with pytest.raises(pickle.UnpicklingError, match="not as many whole numbers"):
+            unpickle._tensor(storage, offset, size, stride)  # type: ignore[arg-type]
+    assert torch_file._storage_id(("storage", torch.float32, "0", "cpu", 4)) == (torch.float32, "0", 4)
+    with pytest.raises(pickle.UnpicklingError, match="a storage has a list for a name"):
+        torch_file._storage_id(("storage", torch.float32, ["0"], "cpu", 4))
+
+
+@pytest.mark.parametrize(("length", "found"), [(500, True), (501, False)])
+def test_places_of_so_many_characters_are_not_looked_at(length: int, found: bool) -> None:
+    """Every container below would have the long name in its own place."""
+    assert bool(contents({"x" * length: {"weight": torch.ones(1)}}, 1000).dictionaries) == found

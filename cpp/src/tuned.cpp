@@ -34,7 +34,8 @@ int count(const Field& field) { return static_cast<int>(field.whole(1, most_thre
 Options setting(const Field& field) {
   Options found;
   found.backend = one_of(field.at("backend"), backends());
-  if (const auto form = field.find("form")) found.form = one_of(*form, {"portable", "onnxruntime", "openvino", "openvino-avx2"});
+  if (const auto form = field.find("form"))
+    found.form = one_of(*form, {"portable", "onnxruntime", "openvino", "openvino-avx2"});
   if (const auto compute = field.find("compute")) found.compute = one_of(*compute, {"f32", "bf16"});
   if (const auto threads = field.find("threads")) found.threads = count(*threads);
   if (const auto streams = field.find("streams")) found.streams = count(*streams);
